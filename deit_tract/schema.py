@@ -1,0 +1,168 @@
+"""Every setting of a recipe: sections and fields with type, limits and meaning. Adding a setting is adding a field."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Pair = Annotated[tuple[float, float], Field(strict=False)]  # strict would refuse YAML's lists
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    name: str = Field(description="timm model name")
+    args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    class_token_std: Positive | None = Field(
+        None, description="of the class token's truncated normal start; null leaves timm's, 1e-6"
+    )
+    pretrained: bool = Field(False, description="starts from given weights: finetune.py --checkpoint")
+    new_head: bool = Field(False, description="a fresh classifier: the given weights' own is left out")
+    drop_path: Fraction = Field(0.0, description="stochastic depth rate, the same in every block")
+    tract: Positive | None = Field(None, description="TrAct's lambda on the first layer; null trains it plainly")
+    tract_gram: Literal["lane", "batch"] = Field(
+        "lane", description="TrAct's Gram matrix: each lane's own (the paper) or the batch's"
+    )
+
+
+class Data(Section):
+    name: Literal["digits", "folder", "imagenet", "synthetic"] = Field(description="data set")
+    dir: str | None = Field(None, description="where it lies; normally given as --data-dir")
+    image_size: Count = Field(description="height and width in pixels that the model sees")
+    channels: Literal[1, 3] = Field(3, description="1: greyscale, 3: RGB")
+    classes: Count = Field(description="number of classes, checked against the data")
+    mean: list[float] = Field([0.485, 0.456, 0.406], description="per channel, subtracted after scaling to [0, 1]")
+    std: list[Positive] = Field([0.229, 0.224, 0.225], description="per channel, divided by")
+    workers: Annotated[int, Field(ge=0)] = Field(4, description="loader processes per training process")
+    verify: bool = Field(True, description="insist on the data set's official counts; false accepts a part of it")
+
+
+class Batch(Section):
+    size: Count = Field(description="images per optimizer step over all processes, repeats counted")
+    lanes: Count = Field(description="equal parts of a batch, each with its own mixup draw, drop path and Gram matrix")
+
+    @property
+    def lane_size(self) -> int:
+        return self.size // self.lanes
+
+
+class Affine(Section):
+    degrees: NonNegative = Field(0.0, description="largest rotation either way")
+    translate: Fraction = Field(0.0, description="largest shift as a fraction of the image")
+    scale: Pair = Field((1.0, 1.0), description="range of the zoom factor")
+
+
+class Augment(Section):
+    repeats: Count = Field(1, description="repeated augmentation: views of an image per epoch's order")
+    crop_scale: Pair | None = Field(None, description="area range of a random resized crop; null resizes only")
+    crop_padding: Annotated[int, Field(ge=0)] = Field(
+        0, description="without crop_scale: reflect so many pixels around the resized image and crop at random"
+    )
+    crop_ratio: Pair = Field((3 / 4, 4 / 3), description="aspect range of a random resized crop")
+    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="of every resize and warp")
+    flip: Probability = Field(0.0, description="probability of a horizontal flip")
+    affine: Affine | None = Field(None, description="random rotation, shift and zoom")
+    rand_augment: str | None = Field(None, description="timm's RandAugment policy, as rand-m9-mstd0.5-inc1")
+    three_augment: bool = Field(False, description="one of greyscale, solarize, blur on every image (DeiT-III)")
+    color_jitter: NonNegative = Field(0.0, description="strength for brightness, contrast and saturation")
+
+
+class Mix(Section):
+    mixup: NonNegative = Field(0.0, description="alpha of mixup's Beta distribution; 0 is off")
+    cutmix: NonNegative = Field(0.0, description="alpha of cutmix's Beta distribution; 0 is off")
+    prob: Probability = Field(1.0, description="probability that a lane is mixed at all")
+    switch_prob: Probability = Field(0.5, description="probability of cutmix where both are on")
+
+
+class Loss(Section):
+    name: Literal["bce", "ce"] = Field(description="bce: binary cross-entropy on (target > 0); ce: soft cross-entropy")
+    smoothing: Fraction = Field(0.0, description="label smoothing, ce alone")
+
+
+class Optim(Section):
+    name: Literal["lamb", "adamw", "sgd"] = Field(description="optimizer")
+    lr: Positive = Field(description="peak learning rate, used as it is")
+    weight_decay: NonNegative = Field(0.0, description="on tensors of two and more dimensions, minus the model's skips")
+    betas: Pair = Field((0.9, 0.999), description="lamb and adamw")
+    eps: Positive = Field(1e-8, description="lamb and adamw")
+    momentum: Fraction = Field(0.9, description="sgd")
+    clip_grad: Positive | None = Field(None, description="global gradient norm limit; null is off")
+
+
+class Schedule(Section):
+    name: Literal["cosine", "constant"] = Field("cosine", description="after warm-up; the cosine spans the whole run")
+    epochs: Positive | None = Field(None, description="length of the run, or")
+    steps: Count | None = Field(None, description="length of the run")
+    warmup_epochs: NonNegative | None = Field(None, description="linear warm-up, or")
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(None, description="linear warm-up")
+    update: Literal["step", "epoch"] = Field(
+        "step", description="epoch: one lr an epoch, one epoch late, as DeiT's loop"
+    )
+    warmup_lr: NonNegative = Field(0.0, description="learning rate at step 0 of the warm-up")
+    min_lr: NonNegative = Field(0.0, description="floor of the cosine")
+
+
+class Precision(Section):
+    autocast: Literal["bf16", "fp16"] | None = Field(None, description="mixed precision; null is float32")
+
+
+class Ema(Section):
+    decay: Fraction | None = Field(None, description="of the weights' moving average; null keeps none")
+
+
+class Evaluate(Section):
+    every_epochs: Positive | None = Field(None, description="and always at the end, or")
+    every_steps: Count | None = Field(None, description="and always at the end")
+    batch_size: Count = Field(256, description="images per process and forward")
+    crop: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="centre crop as a fraction of the resized side")
+
+
+class Save(Section):
+    every_epochs: Positive | None = Field(None, description="and always at the end, or")
+    every_steps: Count | None = Field(None, description="and always at the end")
+    keep: Count = Field(2, description="newest checkpoints kept")
+
+
+class Log(Section):
+    every_steps: Count = Field(50, description="steps between two log lines, each a read of the device")
+    trackers: list[Literal["tensorboard"]] = Field([], description="beside metrics.jsonl")
+
+
+class Expect(Section):
+    top1: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="percent, final; null is unknown")
+    source: str | None = Field(None, description="where that number comes from")
+    cost: str | None = Field(None, description="time on named hardware")
+    published: str | None = Field(None, description="key of the published curve that the run is held against")
+
+
+class Recipe(Section):
+    about: str = Field(description="one line: what it is")
+    model: Model
+    data: Data
+    batch: Batch
+    augment: Augment = Augment()
+    mix: Mix = Mix()
+    loss: Loss
+    optim: Optim
+    schedule: Schedule
+    precision: Precision = Precision()
+    ema: Ema = Ema()
+    evaluate: Evaluate = Evaluate()
+    save: Save = Save()
+    log: Log = Log()
+    expect: Expect = Expect()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of every random draw of the run")
+
+    _name: str = PrivateAttr("")
+    _origins: dict[tuple[str, ...], str] = PrivateAttr({})
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self._name
