@@ -1,0 +1,86 @@
+"""Transforms: DeiT-III's operations in order and frequency, and evaluation without randomness."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torchvision.transforms import functional as pil
+
+from deit_tract import recipe as recipes
+from deit_tract.data import augment
+from deit_tract.data.stream import seed_generators
+
+PLAIN = ["data.channels=3", "data.mean=[0,0,0]", "data.std=[1,1,1]", "augment.affine=null", "data.image_size=32"]
+
+
+def photo(size=(48, 40)) -> Image.Image:
+    generator = np.random.default_rng(0)
+    return Image.fromarray(generator.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).resize(size)
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def test_three_augment_is_one_of_three_exact_operations_a_third_each():
+    image, transform = photo(), augment.three_augment()
+    counts = {"grey": 0, "solarize": 0, "blur": 0}
+    grey = np.array(ImageOps.grayscale(image).convert("RGB"))
+    solarized = np.array(ImageOps.solarize(image, 128))
+    for seed in range(1500):
+        seed_generators(seed)
+        out = np.array(transform(image))
+        kind = "grey" if (out == grey).all() else "solarize" if (out == solarized).all() else "blur"
+        counts[kind] += 1
+    assert all(430 < count < 570 for count in counts.values()), counts
+
+
+def test_blur_is_pils_with_a_radius_of_a_tenth_to_two_pixels():
+    image = photo()
+    for seed in range(20):
+        seed_generators(seed)
+        out = augment.GaussianBlur()(image)
+        import random
+
+        seed_generators(seed)
+        radius = random.uniform(0.1, 2.0)
+        assert (np.array(out) == np.array(image.filter(ImageFilter.GaussianBlur(radius)))).all()
+
+
+def test_order_is_crop_flip_three_augment_jitter_tensor():
+    recipe = recipes.load(
+        "quickstart",
+        [*PLAIN, "augment.crop_scale=[0.08,1]", "augment.flip=0.5", "augment.three_augment=true",
+         "augment.color_jitter=0.3"],
+    )  # fmt: skip
+    names = [type(step).__name__ for step in augment.train_transform(recipe).transforms]
+    assert names[:4] == ["RandomResizedCrop", "RandomHorizontalFlip", "RandomChoice", "ColorJitter"]
+    out = augment.train_transform(recipe)(photo())
+    assert out.shape == (3, 32, 32) and out.dtype == torch.float32 and out.min() >= 0 and out.max() <= 1
+
+
+def test_a_view_follows_its_seed():
+    transform = augment.train_transform(recipes.load("quickstart"))
+    image = photo((8, 8)).convert("L")
+    outs = []
+    for seed in (1, 2, 1):
+        seed_generators(seed)
+        outs.append(transform(image))
+    assert torch.equal(outs[0], outs[2]) and not torch.equal(outs[0], outs[1])
+
+
+@pytest.mark.parametrize(("crop", "resized"), [(1.0, 32), (0.875, 37)])
+def test_evaluation_resizes_the_short_side_and_takes_the_centre(crop, resized):
+    recipe = recipes.load("quickstart", [*PLAIN, f"evaluate.crop={crop}", "augment.interpolation=bicubic"])
+    image = photo()
+    width, height = image.size
+    small = image.resize((int(resized * width / height), resized), Image.Resampling.BICUBIC)
+    expected = as_tensor(pil.center_crop(small, 32))
+    assert torch.equal(augment.eval_transform(recipe)(image), expected)
+
+
+def test_normalisation_is_per_channel():
+    recipe = recipes.load("quickstart", [*PLAIN, "data.mean=[0.1,0.2,0.3]", "data.std=[1,2,4]"])
+    image = photo((32, 32))
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
+    torch.testing.assert_close(augment.eval_transform(recipe)(image), (as_tensor(image) - mean) / std)
