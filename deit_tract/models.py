@@ -1,0 +1,160 @@
+"""Models: timm's by name, TrAct on the first layer, drop path as the recipe draws it, weights loaded strictly."""
+
+import math
+from argparse import Namespace
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.layers import DropPath as TimmDropPath
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from deit_tract import tract
+from deit_tract.data.stream import derive, seed_generators
+from deit_tract.errors import UserError
+from deit_tract.schema import Model, Recipe
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """The recipe's model on the CPU, initialised from its seed. Raises UserError on what timm does not know."""
+    seed_generators(derive(recipe.seed, "init"))
+    model, data = recipe.model, recipe.data
+    if not timm.is_model(model.name):
+        near = timm.list_models(f"*{model.name.split('_')[0]}*")[:3]
+        raise UserError("model.name", f"timm has no model '{model.name}'", f"try {', '.join(near)}" if near else "")
+    size = {"img_size": data.image_size} if _has_fixed_size(model.name) else {}
+    try:
+        net = timm.create_model(model.name, num_classes=data.classes, in_chans=data.channels, **(size | model.args))
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError("model.args", f"timm cannot build {model.name} ({error})") from None
+    if model.class_token_std is not None:
+        if getattr(net, "cls_token", None) is None:
+            raise UserError("model.class_token_std", f"{model.name} has no class token", "set it to null")
+        nn.init.trunc_normal_(net.cls_token, std=model.class_token_std)
+    set_drop_path(net, model.drop_path)
+    if model.tract is not None:
+        _put_tract(net, model)
+    return net
+
+
+def _put_tract(net: nn.Module, model: Model) -> None:
+    """net.patch_embed.proj = TrAct(net.patch_embed.proj), or whatever layer sees the images in another model."""
+    try:
+        tract.apply_to_first_layer(net, model.tract, gram=model.tract_gram)
+    except (TypeError, ValueError) as error:
+        raise UserError("model.tract", str(error), "set it to null, or choose another model") from None
+
+
+def _has_fixed_size(name: str) -> bool:
+    """Whether a timm model is built for one image size, which `img_size` then sets."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return bool(config and config.fixed_input_size)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth whose draws are handed in (`draw_drop_path`), so that no device's generator decides."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.scale: Tensor | None = None  # (b,): 0 where the branch is dropped, else 1 / (1 - rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        return x * self.scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Give every residual branch the same rate (DeiT models_v2.py; timm's own rises linearly with depth).
+
+    Raises UserError where a rate is asked of a model without such branches.
+    """
+    if rate == 0.0:
+        return
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if name.startswith("drop_path") and isinstance(child, nn.Identity | TimmDropPath)
+    ]
+    if not places:
+        raise UserError("model.drop_path", f"{type(model).__name__} has no drop path", "set it to 0")
+    for parent, name in places:
+        setattr(parent, name, DropPath(rate))
+
+
+def draw_drop_path(layers: list[DropPath], batch: int, seed: int, device: torch.device) -> None:
+    """Draw the masks of the next forward of `batch` samples, on the CPU from `seed`, and hand them to the layers."""
+    if not layers:
+        return
+    draws = torch.rand(len(layers), batch, generator=torch.Generator().manual_seed(seed))
+    keep = torch.tensor([1.0 - layer.rate for layer in layers]).unsqueeze(1)
+    scales = ((draws < keep) / keep).to(device, non_blocking=True)
+    for layer, scale in zip(layers, scales, strict=True):
+        layer.scale = scale
+
+
+def load_weights(model: nn.Module, source: str, new_head: bool = False) -> None:
+    """Load a file of weights, or `timm:NAME` from timm's hub, into a model built by `build`.
+
+    Takes timm's and DeiT-III's names (gamma_1 for ls1.gamma), bare or under "model"; resizes the position embedding.
+    With `new_head` the classifier stays as it is. Raises UserError on any other missing or unexpected key or shape.
+    """
+    weights = {_timm_name(key): value for key, value in _read(source).items()}
+    if isinstance(weights.get("pos_embed"), Tensor):
+        weights["pos_embed"] = _resized(weights["pos_embed"], model)
+    own = model.state_dict()
+    head = f"{model.pretrained_cfg['classifier']}." if new_head else None
+    if head:
+        weights = {key: value for key, value in weights.items() if not key.startswith(head)}
+        own = {key: value for key, value in own.items() if not key.startswith(head)}
+    shapes = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
+    problems = {
+        "lacks": own.keys() - weights.keys(),
+        "has unexpected": weights.keys() - own.keys(),
+        "has other shapes for": shapes,
+    }
+    for what, keys in problems.items():
+        if keys:
+            listed = ", ".join(sorted(keys)[:5]) + (" ..." if len(keys) > 5 else "")
+            only_head = all(key.startswith(model.pretrained_cfg["classifier"]) for key in keys)
+            instead = "set model.new_head=true for other classes" if only_head else "is it of another model?"
+            raise UserError(source, f"{what} {listed}", instead)
+    model.load_state_dict(weights, strict=not head)
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or .pth file, or of timm's hub, by name."""
+    try:
+        if source.startswith("timm:"):
+            return timm.create_model(source.removeprefix("timm:"), pretrained=True).state_dict()
+        if source.endswith(".safetensors"):
+            return load_file(source)
+        with torch.serialization.safe_globals([Namespace]):  # DeiT's main.py stores its arguments beside the weights
+            content = torch.load(source, "cpu", weights_only=True)
+    except Exception as error:  # whatever the format's reader or the hub raises
+        raise UserError(source, f"cannot be read as weights ({' '.join(str(error).split())[:200]})") from None
+    weights = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else {}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(source, "holds no weights", "expected names and tensors, bare or under 'model'")
+    return weights
+
+
+def _timm_name(key: str) -> str:
+    """timm's name of a DeiT-III weight (DeiT models_v2.py Layer_scale_init_Block)."""
+    return key.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
+
+
+def _resized(table: Tensor, model: nn.Module) -> Tensor:
+    """A position embedding (1, tokens, width) for the model's patch grid, bicubic without antialiasing as DeiT's."""
+    prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0)
+    side = math.isqrt(table.shape[1] - prefix)
+    if table.ndim != 3 or side**2 != table.shape[1] - prefix:
+        return table  # no square grid of this model: its shape is refused below
+    grid = list(model.patch_embed.grid_size)
+    return resample_abs_pos_embed(table, grid, [side, side], prefix, interpolation="bicubic", antialias=False)

@@ -1,0 +1,77 @@
+"""Optimizers, their parameter groups, gradient clipping, and the learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from timm.optim import Lamb, param_groups_weight_decay
+from torch import Tensor, nn
+
+from deit_tract.errors import UserError
+from deit_tract.schema import Optim, Recipe, Schedule
+
+
+def build(optim: Optim, model: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the bare model: a wrapper's prefix would hide the names that skip weight decay.
+
+    Vectors, biases and what the model lists in `no_weight_decay()` (position embedding, class token) are not decayed.
+    """
+    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=skip)
+    if optim.name == "lamb":
+        # apex FusedLAMB's arithmetic, its clipping by the global norm included
+        return Lamb(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, max_grad_norm=optim.clip_grad)
+    if optim.name == "adamw":
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
+
+
+def clip(optim: Optim, model: nn.Module) -> Tensor:
+    """Clip the gradients to the recipe's global norm and return the norm before, on the device."""
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if optim.clip_grad is not None and optim.name != "lamb":  # LAMB clips inside its step
+        nn.utils.clip_grads_with_norm_(model.parameters(), optim.clip_grad, norm)
+    return norm
+
+
+def in_steps(part, stem: str, steps_per_epoch: int) -> int | None:
+    """A duration of a recipe section, `{stem}steps` or `{stem}epochs`, in optimizer steps; None where not set."""
+    steps, epochs = getattr(part, f"{stem}steps"), getattr(part, f"{stem}epochs")
+    return steps if epochs is None else round(epochs * steps_per_epoch)
+
+
+def total_steps(schedule: Schedule, steps_per_epoch: int) -> int:
+    """The run's length. Raises UserError where it rounds to nothing."""
+    total = in_steps(schedule, "", steps_per_epoch)
+    if total < 1:
+        raise UserError("schedule.epochs", f"{schedule.epochs} epochs of {steps_per_epoch} steps are none", "raise it")
+    return total
+
+
+def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
+    """lr(step) for step = 0, 1, ...: linear warm-up, then a cosine over the whole run (warm-up not prefixed).
+
+    With schedule.update "epoch" an epoch has one rate, that of the start of the epoch before: DeiT's main.py steps
+    timm's scheduler with the epoch that has ended, so epochs 0 and 1 both run at the first rate and all later ones lag.
+    """
+    schedule, peak = recipe.schedule, recipe.optim.lr
+    total = total_steps(schedule, steps_per_epoch)
+    warmup = in_steps(schedule, "warmup_", steps_per_epoch) or 0
+    if warmup > total:
+        raise UserError("schedule", f"warm-up of {warmup} steps in a run of {total}", "shorten it")
+
+    def lr(step: int) -> float:
+        if schedule.update == "epoch":
+            step = max(step // steps_per_epoch - 1, 0) * steps_per_epoch
+        if step < warmup:
+            return schedule.warmup_lr + (peak - schedule.warmup_lr) * step / warmup
+        if schedule.name == "constant":
+            return peak
+        return schedule.min_lr + (peak - schedule.min_lr) * (1 + math.cos(math.pi * step / total)) / 2
+
+    return lr
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,63 @@
+"""Image classification: a lane's batch to its loss, an evaluation batch to counts of right answers."""
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deit_tract import models
+from deit_tract.data import augment, datasets, mix
+from deit_tract.data.stream import derive, seed_generators
+from deit_tract.schema import Recipe
+
+
+class Classify:
+    """What training needs to know of the task: data, model, loss, metrics.
+
+    `bare` is the model without wrappers; `loss` runs the wrapped one that the loop hands in.
+    """
+
+    headline = "top1"  # the metric that decides which evaluation is the best
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.train_data, self.val_data = datasets.load(recipe.data)
+        self.train_transform, self.eval_transform = augment.train_transform(recipe), augment.eval_transform(recipe)
+        self.bare = models.build(recipe)
+        self.drop_paths = [layer for layer in self.bare.modules() if isinstance(layer, models.DropPath)]
+        soft_ce = partial(F.cross_entropy, label_smoothing=recipe.loss.smoothing)
+        self.criterion = {"bce": thresholded_bce, "ce": soft_ce}[recipe.loss.name]
+
+    def loss(self, model: nn.Module, batch: list[Tensor], seed: int) -> dict[str, Tensor]:
+        """One lane, its draws from `seed`: {"loss": mean over the lane}. batch: images (b, c, h, w), labels (b,)."""
+        images, labels = batch
+        draw = mix.draw(self.recipe.mix, *images.shape[-2:], seed=derive(seed, "mix"))
+        images, targets = mix.apply(draw, images, labels, self.recipe.data.classes)
+        models.draw_drop_path(self.drop_paths, len(images), derive(seed, "drop_path"), images.device)
+        seed_generators(derive(seed, "dropout"), images.device)  # for models that draw by themselves
+        return {"loss": self.criterion(model(images).float(), targets)}
+
+    def evaluate(self, model: nn.Module, batch: list[Tensor]) -> dict[str, Tensor]:
+        """Sums over a batch, to be added over batches and processes."""
+        images, labels = batch
+        logits = model(images).float()
+        best = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        return {"count": labels.new_tensor(len(labels)), "top1": best[:, 0].sum(), "top5": best.sum(), "loss": loss}
+
+    def summarize(self, sums: dict[str, float]) -> dict[str, float]:
+        """Sums over all samples to metrics: top-1 and top-5 in percent, cross-entropy."""
+        count = sums["count"]
+        return {
+            "top1": 100 * sums["top1"] / count,
+            "top5": 100 * sums["top5"] / count,
+            "val_loss": sums["loss"] / count,
+        }
+
+
+def thresholded_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy, every class with a positive target counted as fully present (DeiT-III --bce-loss).
+
+    Mean over samples and classes; a mixed image has at most two positives.
+    """
+    return F.binary_cross_entropy_with_logits(logits, targets.gt(0).to(logits.dtype))
