@@ -1,0 +1,147 @@
+"""Checkpoints: written beside, fsynced and renamed, so that one is whole or not there; verified before they load.
+
+A checkpoint is a folder `step_00012345`: model.safetensors (plain timm keys), ema.safetensors where there is one,
+optimizer.pt (optimizer and gradient scaler), and progress.json (step, clock, best, checksums of the other files).
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+
+from deit_tract.errors import UserError
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
+
+
+@contextmanager
+def disk_errors(path: Path, instead: str) -> Iterator[None]:
+    """Turn what a full, read-only or failing disk raises into a UserError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise UserError(path, f"cannot be written ({error.strerror})", instead) from None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file's text in one step: readers see the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path, "free some space or choose another --output"):
+        _write(temporary, text.encode())
+        os.replace(temporary, path)
+
+
+def save(folder: Path, step: int, weights: dict[str, dict], optimizer: dict, progress: dict, keep: int) -> Path:
+    """Write checkpoint `step` below `folder`, then drop all but the `keep` newest up to it.
+
+    weights: {"model": state dict, "ema": state dict}. Raises UserError where the disk refuses; what was there stays.
+    """
+    final, temporary = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
+    last = max(_steps(folder), default=None)
+    stays = f"step {last} is intact" if last is not None else "there was no checkpoint before it"
+    try:
+        with disk_errors(final, f"{stays}; free some space and run the same command again"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            files = {f"{name}.safetensors": serialize(_contiguous(state)) for name, state in weights.items()}
+            files["optimizer.pt"] = _pickled(optimizer)
+            digests = {name: _write(temporary / name, data) for name, data in files.items()}
+            text = json.dumps({"step": step, **progress, "files": digests}, indent=1)
+            _write(temporary / "progress.json", text.encode())
+            _sync_folder(temporary)
+            shutil.rmtree(final, ignore_errors=True)  # of the same step, when it was found broken
+            os.rename(temporary, final)
+            _sync_folder(folder)
+    except UserError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in sorted(other for other in _steps(folder) if other <= step)[:-keep]:
+        shutil.rmtree(folder / f"step_{old:08d}")
+    return final
+
+
+def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest whole checkpoint, each broken one before it said; None where there is none at all.
+
+    Raises UserError where there are checkpoints and none is whole: starting anew would be a silent loss.
+    """
+    for leftover in folder.glob(".step_*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    steps = sorted(_steps(folder), reverse=True)
+    for step in steps:
+        path = folder / f"step_{step:08d}"
+        problem = verify(path)
+        if problem is None:
+            return path
+        say(f"checkpoint {path} is not whole ({problem}); falling back to the one before")
+    if steps:
+        raise UserError(folder, "no checkpoint is whole", "remove the folder to start from step 0")
+    return None
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint, None if every file has the size and SHA-256 it was written with."""
+    try:
+        files = json.loads((path / "progress.json").read_text(encoding="utf-8"))["files"]
+        for name, digest in files.items():
+            if _digest(path / name) != digest:
+                return f"{name} is truncated or changed"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def read(path: Path) -> tuple[dict[str, dict], dict, dict[str, Any]]:
+    """A verified checkpoint as (weights, optimizer, progress), on the CPU."""
+    weights = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+    optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    return weights, optimizer, json.loads((path / "progress.json").read_text(encoding="utf-8"))
+
+
+def _steps(folder: Path) -> list[int]:
+    return [int(path.name[5:]) for path in folder.glob("step_*") if path.name[5:].isdigit()]
+
+
+def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.contiguous() for key, value in state.items()}
+
+
+def _pickled(state: dict) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> list:
+    """Write a file through to the disk and return its digest; the libraries' own writers hide what the disk says."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return [len(data), hashlib.sha256(data).hexdigest()]
+
+
+def _digest(path: Path) -> list:
+    with open(path, "rb") as file:
+        return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder last, not just the files' contents."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,248 @@
+"""What a run says: its folder's files, the progress line, trackers, the clock. Only process 0 writes."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from deit_tract import published
+from deit_tract import recipe as recipes
+from deit_tract.checkpoint import disk_errors, write_atomic
+from deit_tract.errors import UserError
+from deit_tract.recipe_source import ROOT
+
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "numpy", "pillow", "scikit-learn", "pydantic")
+
+
+class Clock:
+    """Seconds of a run over all its restarts; training, evaluation and saving apart."""
+
+    def __init__(self, seconds: dict[str, float] | None = None):
+        self.seconds = {"train": 0.0, "evaluate": 0.0, "save": 0.0} | (seconds or {})
+        self.waited = 0.0  # for data, part of "train"
+        self._part, self._since = "train", time.perf_counter()
+
+    def _settle(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self._part] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def part(self, name: str):
+        """Count the block as `name` instead of training."""
+        self._settle()
+        before, self._part = self._part, name
+        try:
+            yield
+        finally:
+            self._settle()
+            self._part = before
+
+    def now(self) -> dict[str, float]:
+        self._settle()
+        return dict(self.seconds)
+
+    def waiting(self, batches):
+        """The same batches, the time until each comes counted as waiting for data."""
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - start
+            yield batch
+
+
+def open_folder(folder: Path, recipe: recipes.Recipe, accelerator: Accelerator) -> None:
+    """Make a run's folder, or go on with it. Raises UserError if another recipe ran there or it cannot be written."""
+    with disk_errors(folder, "choose another --output"):
+        folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder, recipe)
+    write_atomic(folder / "recipe.yaml", recipes.explain(recipe))
+    write_atomic(folder / "environment.json", json.dumps(_environment(accelerator), indent=1) + "\n")
+
+
+def check_folder(folder: Path, recipe: recipes.Recipe) -> None:
+    """Raises UserError where a run of another recipe lies in the folder."""
+    path = folder / "recipe.yaml"
+    changed = recipes.differences(recipes.load(str(path)), recipe) if path.exists() else []
+    if changed:
+        what = f"holds a run of another recipe ({'; '.join(changed)})"
+        raise UserError(folder, what, "choose another --output, or put the values back")
+
+
+def check_trackers(recipe: recipes.Recipe) -> None:
+    """Raises UserError where a tracker is not installed: Accelerate would leave it out without a word."""
+    for tracker in recipe.log.trackers:
+        if find_spec(tracker) is None:
+            raise UserError("log.trackers", f"{tracker} is not installed", f"pip install {tracker}")
+
+
+def _environment(accelerator: Accelerator) -> dict:
+    """Versions, commit, command and hardware."""
+    device = accelerator.device
+    return {
+        "command": sys.argv,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "host": platform.node(),
+        "cpus": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # not a checkout
+
+
+class RunLog:
+    """metrics.jsonl, summary.json, the progress line and trackers of one run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        headline: str,
+        start: int,
+        total: int,
+        best: dict | None,
+        published_key: str | None = None,
+    ):
+        """Go on at step `start` of `total`. Raises UserError where nothing is published under `published_key`."""
+        self.folder, self.accelerator, self.headline = folder, accelerator, headline
+        self.total, self.best = total, best
+        self.published = published.find(published_key) if published_key else None
+        self.final: dict | None = None
+        self.main = accelerator.is_main_process
+        self._bar = None
+        if self.main:
+            self._cut(start)
+            if sys.stderr.isatty():
+                self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def _cut(self, start: int) -> None:
+        """Drop what a killed run wrote after the checkpoint that this one goes on from."""
+        kept = [record for record in read_metrics(self.folder) if record["step"] <= start]
+        write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        evaluations = [record for record in kept if self.headline in record]
+        self.final = evaluations[-1] if evaluations else None
+
+    def record(self, values: dict) -> None:
+        """One line of metrics.jsonl, and to the trackers."""
+        if not self.main:
+            return
+        with disk_errors(self._metrics, "free some space and run the same command again"):
+            with open(self._metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        self.accelerator.log(numbers, step=values["step"])
+
+    def progress(self, values: dict, batch_size: int) -> None:
+        """The line a person watches: epoch, step, loss, lr, images/s, wait for data, time left."""
+        if not self.main:
+            return
+        self.record(values)
+        parts = (
+            f"epoch {values['epoch']:.2f}",
+            f"loss {values['loss']:.4f}",
+            f"lr {values['lr']:.2e}",
+            f"{values['images_per_s']:.0f} img/s",
+            f"wait {100 * values['data_wait']:.0f}%",
+            *self._standing(self.final),
+        )
+        if self._bar is not None:
+            self._bar.update(values["step"] - self._bar.n)
+            self._bar.set_postfix_str(", ".join(parts))
+        else:
+            left = timedelta(seconds=round((self.total - values["step"]) * batch_size / values["images_per_s"]))
+            self.say(", ".join((f"step {values['step']}/{self.total}", *parts, f"{left} left")))
+
+    def evaluation(self, values: dict) -> None:
+        """The metrics of an evaluation; the best by the task's headline metric is remembered."""
+        near = self._near(values)
+        if near is not None:
+            values = values | {"published_top1": near[1]}
+        self.final = values
+        if self.best is None or values[self.headline] > self.best[self.headline]:
+            self.best = values
+        self.record(values)
+        standing = self._standing(values)
+        apart = ("step", "epoch", *(("top1", "published_top1") if standing else ()))
+        shown = [*standing, *(f"{k} {v:.3f}" for k, v in values.items() if k not in apart)]
+        self.say(f"step {values['step']}/{self.total}: {', '.join(shown)}")
+
+    def _near(self, values: dict | None) -> tuple[float, float] | None:
+        """The published label nearest to an evaluation and its top-1; None where nothing is published there."""
+        return self.published.near(values["epoch"]) if self.published and values and "top1" in values else None
+
+    def _standing(self, values: dict | None) -> list[str]:
+        """`top1 62.90 (published 63.12 at epoch 100, -0.22)` of an evaluation; empty where nothing is published."""
+        near = self._near(values)
+        if near is None:
+            return []
+        epoch, top1 = near
+        return [f"top1 {values['top1']:.2f} (published {top1:.2f} at epoch {epoch:g}, {values['top1'] - top1:+.2f})"]
+
+    def say(self, line: str) -> None:
+        if self.main:
+            tqdm.write(line)  # keeps clear of the bar
+            sys.stdout.flush()
+
+    def close(self, step: int, clock: Clock, exit: str) -> dict:
+        """Write summary.json: the last and the best evaluation, steps, seconds, how it ended."""
+        seconds = clock.now()
+        summary = {
+            "final": self.final,
+            "best": self.best,
+            "steps": step,
+            "exit": exit,
+            "seconds": round(sum(seconds.values()), 3),
+            "seconds_by_part": seconds,
+        }
+        if self.main:
+            if self._bar is not None:
+                self._bar.close()
+            write_atomic(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        return summary
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The records of a run's metrics.jsonl; a last line cut off by a crash is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
