@@ -1,0 +1,158 @@
+"""What a model costs, from shapes alone: FLOPs and saved bytes are counted, memory and speed on a GPU estimated."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from deit_tract import models, tract
+from deit_tract.errors import UserError
+from deit_tract.schema import Recipe
+
+MOMENTS = {"lamb": 2, "adamw": 2, "sgd": 1}  # float32 values that an optimizer keeps per parameter
+MFU = 0.35  # choice; published ViT training lies between 0.06 (waiting for data) and 0.55 (ViT-B on an RTX 3090)
+LAUNCHES = 5e-3  # s: a GPU's least time for a lane, launching the kernels of a ViT-S forward and backward (an estimate)
+GIB = 2**30
+_FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch 2.11 does not count it by itself
+
+
+class Gpu(NamedTuple):
+    """Peaks without sparsity: NVIDIA's data sheets; for GeForce (float32 accumulation) its architecture papers."""
+
+    half: float  # TFLOP/s, bf16 and fp16
+    single: float  # TFLOP/s, float32 without TF32
+    memory: int  # GiB
+    bf16: bool = True
+
+
+GPUS = {
+    "H200": Gpu(989, 67, 140),
+    "H100 SXM": Gpu(989, 67, 80),
+    "A100 80GB": Gpu(312, 19.5, 80),
+    "A40": Gpu(149.7, 37.4, 45),
+    "V100 32GB": Gpu(125, 15.7, 32, bf16=False),
+    "RTX 4090": Gpu(165.2, 82.6, 24),
+    "RTX 3090": Gpu(71.2, 35.6, 24),
+}
+
+
+class Cost(NamedTuple):
+    """What a model costs, from shapes alone."""
+
+    parameters: int
+    weights: int  # bytes of its state dict
+    first_layer: str | None
+    forward: int  # FLOPs per image
+    training: int  # FLOPs per image: forward and backward, without TrAct
+    tract: int  # FLOPs per image of TrAct's Gram matrix, 0 without TrAct
+    activations: int  # bytes that autograd saves in a lane's forward
+    tract_memory: int  # bytes
+
+
+def measure(recipe: Recipe, net: nn.Module) -> Cost:
+    """FLOPs and saved bytes of one lane's training forward, run on shapes under the recipe's autocast.
+
+    A backward pass is two forwards, without the gradient that the first layer would send to the images.
+    Raises UserError where the model does not take the recipe's images.
+    """
+    first = _first_layer(net)
+    flops, activations = _trace(recipe, net)
+    total, lane = flops["Global"], recipe.batch.lane_size
+    at_first = flops.get(f"{type(net).__name__}.{first}", 0)
+    gram_flops = gram_bytes = 0
+    if recipe.model.tract is not None and first is not None:
+        layer = net.get_submodule(first)
+        rows, columns = at_first // (2 * layer.weight.numel()), layer.weight[0].numel()
+        groups = getattr(layer, "groups", 1)
+        gram_flops = 2 * rows * columns**2 * groups
+        copied = min(8 * rows * columns * groups, tract.DEVICE_BYTES)
+        gram_bytes = copied + 3 * 8 * columns**2 * groups  # in float64: the matrix, its factor, a solution
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in net.parameters()),
+        weights=sum(value.numel() * value.element_size() for value in net.state_dict().values()),
+        first_layer=first,
+        forward=total // lane,
+        training=(3 * total - at_first) // lane,
+        tract=gram_flops // lane,
+        activations=activations,
+        tract_memory=gram_bytes,
+    )
+
+
+def _first_layer(net: nn.Module) -> str | None:
+    """The name of the layer that sees the images: TrAct's, else where TrAct would go; None where there is no one."""
+    found = tract.find(net)
+    if found:
+        return found[0][0]
+    try:
+        name = tract.apply_to_first_layer(net)
+    except (TypeError, ValueError):
+        return None
+    tract.remove(net)
+    return name
+
+
+def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
+    """A lane's forward on tensors without numbers: FLOPs by module, and bytes that wait for the backward pass.
+
+    The tensors pose as a CPU's, where attention is the fused one and autocast is as on a GPU.
+    """
+    data, lane = recipe.data, recipe.batch.lane_size
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}[recipe.precision.autocast]
+    saved: dict[int, torch.UntypedStorage] = {}  # each storage once; kept, so that no other gets its number
+
+    def pack(tensor):
+        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+        state = {
+            name: torch.empty(value.shape, dtype=value.dtype, requires_grad=value.requires_grad)
+            for name, value in state.items()
+        }
+        images = torch.empty(lane, data.channels, data.image_size, data.image_size)
+        drop_paths = [module for module in net.modules() if isinstance(module, models.DropPath)]
+        models.draw_drop_path(drop_paths, lane, 0, images.device)
+        counter = FlopCounterMode(display=False, custom_mapping={_FUSED_ATTENTION: _attention_flops})
+        autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
+        try:
+            with counter, autocast, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                torch.func.functional_call(net.train(), state, (images,))
+        except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+            what = f"{recipe.model.name} does not take {lane} images of {data.channels} x {data.image_size}² px"
+            raise UserError("data.image_size", f"{what} ({str(error).splitlines()[0]})") from None
+    own = {value.untyped_storage()._cdata for value in state.values()}
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    return flops, sum(storage.nbytes() for key, storage in saved.items() if key not in own)
+
+
+def _attention_flops(query, key, value, *_, **__) -> int:
+    """Two products, of queries with keys and of weights with values; shapes (batch, heads, tokens, width)."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+def estimate_memory(recipe: Recipe, cost: Cost) -> dict[str, int]:
+    """Bytes on each GPU, which holds the model whole and one lane at a time, whatever the number of GPUs."""
+    moments = MOMENTS[recipe.optim.name] if recipe.optim.name != "sgd" or recipe.optim.momentum else 0
+    memory = {
+        "weights": cost.weights,
+        "gradients": 4 * cost.parameters,
+        "optimizer": 4 * moments * cost.parameters,
+        "EMA": cost.weights if recipe.ema.decay is not None else 0,
+        "activations": cost.activations,
+        "TrAct": cost.tract_memory,
+    }
+    return memory | {"allowance": GIB + sum(memory.values()) // 10}
+
+
+def speed(recipe: Recipe, cost: Cost, gpu: Gpu) -> float:
+    """Images/s that one GPU trains, at MFU of its peak or bound by kernel launches; 0 where it lacks bf16."""
+    autocast = recipe.precision.autocast
+    if autocast == "bf16" and not gpu.bf16:
+        return 0.0
+    lane, peak = recipe.batch.lane_size, 1e12 * (gpu.half if autocast else gpu.single)
+    return lane / max(lane * cost.training / (MFU * peak), LAUNCHES)

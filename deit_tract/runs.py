@@ -1,0 +1,161 @@
+"""Runs read back from their folders: curves, groups over seeds, and what one recipe gains over another."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from deit_tract import recipe as recipes
+from deit_tract.errors import UserError
+from deit_tract.log import read_metrics
+
+Points = list[tuple[float, float]]  # (epoch, value), epochs rising
+
+
+@dataclass(eq=False)
+class Run:
+    """What one run wrote; `name` tells it from those it is compared with."""
+
+    name: str
+    recipe: recipes.Recipe
+    metrics: list[dict]
+    summary: dict
+
+    def curve(self, key: str) -> Points:
+        return [(record["epoch"], record[key]) for record in self.metrics if key in record]
+
+    @cached_property
+    def top1(self) -> Points:
+        """Percent, at each evaluation."""
+        return self.curve("top1")
+
+    @property
+    def finished(self) -> bool:
+        return self.summary["exit"] == "finished" and bool(self.top1)
+
+
+@dataclass(eq=False)
+class Group:
+    """Runs of one recipe, told apart by their seeds."""
+
+    runs: list[Run]
+
+    @property
+    def recipe(self) -> recipes.Recipe:
+        return self.runs[0].recipe
+
+    @property
+    def name(self) -> str:
+        others = len(self.runs) - 1
+        return self.runs[0].name + (f" +{others}" if others else "")
+
+    @cached_property
+    def by_seed(self) -> dict[int, Run]:
+        """The finished runs, the first of each seed, seeds rising."""
+        first = {run.recipe.seed: run for run in reversed(self.runs) if run.finished}
+        return dict(sorted(first.items()))
+
+    @property
+    def finals(self) -> list[float]:
+        """Final top-1 (percent) of each seed."""
+        return [run.top1[-1][1] for run in self.by_seed.values()]
+
+
+def read(folders: list[Path]) -> list[Run]:
+    """The run of each folder, named by what tells the folders apart. Raises UserError where one holds none."""
+    paths = [folder.resolve() for folder in folders]
+    above = os.path.commonpath([path.parent for path in paths])
+    runs = []
+    for path, folder in zip(paths, folders, strict=True):
+        if paths.count(path) > 1:
+            raise UserError(folder, "is given twice", "name each run once")
+        if not (path / "recipe.yaml").exists():
+            raise UserError(folder, "holds no run", "give a folder that train.py wrote")
+        file = path / "summary.json"
+        summary = json.loads(file.read_text()) if file.exists() else {"exit": "running or killed"}
+        recipe = recipes.load(str(path / "recipe.yaml"))
+        runs.append(Run(str(path.relative_to(above)), recipe, read_metrics(path), summary))
+    return runs
+
+
+def differing(one: recipes.Recipe, other: recipes.Recipe) -> set[str]:
+    """The keys that decide the result and differ, apart from the seed."""
+    return {line.partition(":")[0] for line in recipes.differences(one, other)} - {"seed"}
+
+
+def grouped(runs: list[Run]) -> list[Group]:
+    """Runs of one recipe together, whatever their seeds; in the order they are given."""
+    groups: list[Group] = []
+    for run in runs:
+        same = next((group for group in groups if not differing(group.recipe, run.recipe)), None)
+        if same is None:
+            groups.append(Group([run]))
+        else:
+            same.runs.append(run)
+    return groups
+
+
+class Spread(NamedTuple):
+    """Mean, standard deviation (n - 1) and the 95 % t interval of the mean; of a single value the mean alone."""
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+def spread(values: list[float]) -> Spread:
+    """Of one or more values."""
+    center, n = fmean(values), len(values)
+    if n == 1:
+        return Spread(center, None, None, None)
+    from scipy.stats import t
+
+    sd = stdev(values)
+    half = float(t.ppf(0.975, n - 1)) * sd / n**0.5
+    return Spread(center, sd, center - half, center + half)
+
+
+def gains(base: Group, other: Group) -> dict[int, float]:
+    """Final top-1 of `other` minus that of `base` (points) by seed, for the seeds that both have finished."""
+    return {
+        seed: other.by_seed[seed].top1[-1][1] - run.top1[-1][1]
+        for seed, run in base.by_seed.items()
+        if seed in other.by_seed
+    }
+
+
+def mean_curve(curves: list[Points]) -> Points:
+    """The mean of one or more curves at the epochs that all of them have."""
+    tables = [dict(points) for points in curves]
+    common = [epoch for epoch, _ in curves[0] if all(epoch in values for values in tables)]
+    return [(epoch, fmean(values[epoch] for values in tables)) for epoch in common]
+
+
+def reached(points: Points, target: float) -> float | None:
+    """The epoch at which a curve is first at `target` or above, on straight lines between its points."""
+    if points and points[0][1] >= target:
+        return points[0][0]
+    for (left, low), (right, high) in pairwise(points):
+        if high >= target:  # and low < target, else it had been reached before
+            return left + (right - left) * (target - low) / (high - low)
+    return None
+
+
+def at(points: Points, epoch: float, tolerance: float) -> tuple[float, str] | None:
+    """A curve's value at an epoch, and how it was had.
+
+    The point at that epoch (""), else on the straight line between the points before and after ("~"); before the first
+    and after the last point that one if it is within the tolerance ("@7" for that of epoch 7), else None.
+    """
+    for (left, low), (right, high) in pairwise(points):
+        if left < epoch < right:
+            return low + (high - low) * (epoch - left) / (right - left), "~"
+    near = min(points, key=lambda point: abs(point[0] - epoch), default=None)
+    if near is None or abs(near[0] - epoch) > tolerance:
+        return None
+    return near[1], "" if near[0] == epoch else f"@{near[0]:.4g}"

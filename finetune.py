@@ -1,0 +1,12 @@
+"""Train from given weights instead of a fresh initialisation; everything else is as in train.py.
+
+    accelerate launch finetune.py --recipe vit_b_ft224_20ep --checkpoint runs/vit_b_800ep --data-dir IMAGENET
+    accelerate launch finetune.py --recipe vit_b_ft224 --checkpoint deit_3_base_192_1k.pth --data-dir IMAGENET
+
+--checkpoint is a run's folder, a .safetensors or .pth file with timm's or DeiT-III's names, or timm:NAME.
+"""
+
+from deit_tract.cli import main
+
+if __name__ == "__main__":
+    main(__doc__, finetune=True)
