@@ -1,0 +1,139 @@
+"""Check a data set before it is trained on: layout, classes, counts, and that every image can be decoded.
+
+python tools/prepare.py imagenet DIR                      everything
+python tools/prepare.py imagenet DIR --quick              classes and counts alone
+python tools/prepare.py imagenet DIR --fix-val LABELS     sort a flat validation folder by class, then check
+python tools/prepare.py folder DIR                        any set as DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE
+
+Every problem is a line on stderr; the exit code is 0 without any, else 2.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+from torch.utils.data import DataLoader, Dataset  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from deit_tract.cli import Parser, script  # noqa: E402
+from deit_tract.data import datasets, imagenet  # noqa: E402
+from deit_tract.errors import UserError, UserErrors  # noqa: E402
+
+
+class Decoding(Dataset):
+    """Decodes an image of a set: None, or its UserError."""
+
+    def __init__(self, images: Dataset):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> UserError | None:
+        try:
+            self.images[index]
+        except UserError as error:
+            return error
+        return None
+
+
+def broken(images: Dataset, workers: int, title: str) -> list[UserError]:
+    """Every image that cannot be decoded, in the set's order, found by `workers` processes with a progress bar."""
+    batches = DataLoader(Decoding(images), 64, num_workers=workers, collate_fn=list, worker_init_fn=_quiet)
+    errors = []
+    with tqdm(total=len(images), desc=title, unit=" images", unit_scale=True, disable=None) as bar:
+        for results in batches:
+            errors += [error for error in results if error is not None]
+            bar.set_postfix(broken=len(errors), refresh=False)
+            bar.update(len(results))
+    return errors
+
+
+def _quiet(worker: int) -> None:
+    warnings.simplefilter("ignore")  # Pillow's about odd EXIF, which some of ImageNet's images have, break the bar
+
+
+def describe(images: Dataset) -> str:
+    """How many images of how many classes, and where."""
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    span = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+    return f"{images.root}: {len(images):,} images of {len(counts):,} classes, {span} each"
+
+
+def report(splits: datasets.Splits, errors: list[UserError], arguments: argparse.Namespace) -> None:
+    """Print what is there, decode it unless --quick, print the summary. Raises UserErrors with all problems."""
+    try:
+        datasets.check_classes(*splits)
+    except UserError as error:
+        errors.append(error)
+    for images in splits:
+        print(describe(images), flush=True)
+    if not arguments.quick:
+        for images, title in zip(splits, splits._fields, strict=True):
+            errors += broken(images, arguments.workers, title)
+    count = sum(map(len, splits))
+    looked = "counted, not decoded" if arguments.quick else "decoded"
+    found = "1 problem" if len(errors) == 1 else f"{len(errors) or 'no'} problems"
+    print(f"{arguments.set} {arguments.dir}: {count:,} images {looked}; {found}", flush=True)
+    if errors:
+        raise UserErrors(errors)
+
+
+def check_imagenet(arguments: argparse.Namespace) -> None:
+    """ImageNet-1k, with a validation folder sorted first if so asked."""
+    if arguments.fix_val:
+        fix_val(Path(arguments.dir), arguments.fix_val)
+    train, val = splits = datasets.on_disk(arguments.dir)
+    errors = [*imagenet.problems(train, imagenet.TRAIN), *imagenet.problems(val, imagenet.VAL)]
+    report(splits, errors, arguments)
+
+
+def fix_val(root: Path, labels: Path) -> None:
+    """Move the loose validation images into folders of their synsets."""
+    folder = datasets.place_of(root, datasets.VAL)
+    if folder.is_file():
+        raise UserError(folder, "is a tar", f"unpack it to {root / 'val'} first")
+    moved = imagenet.sort_by_class(folder, imagenet.read_labels(labels))
+    print(f"{folder}: {moved:,} images moved into class folders", flush=True)
+
+
+def check_folder(arguments: argparse.Namespace) -> None:
+    report(datasets.on_disk(arguments.dir), [], arguments)
+
+
+def _workers(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of processes")
+    return int(text)
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    sets = parser.add_subparsers(dest="set", metavar="SET", required=True)
+    for name, function, about in (
+        ("imagenet", check_imagenet, "ImageNet-1k (ILSVRC2012): the official classes and counts"),
+        ("folder", check_folder, "any set of class folders"),
+    ):
+        one = sets.add_parser(name, help=about, description=about)
+        one.set_defaults(run=function)
+        one.add_argument("dir", metavar="DIR", help="where the set lies: class folders, tars, Hugging Face, hfds/NAME")
+        one.add_argument("--workers", metavar="N", type=_workers, default=os.cpu_count(), help="processes that decode")
+        one.add_argument("--quick", action="store_true", help="classes and counts alone, no image is opened")
+        if name == "imagenet":
+            about = "file of `filename synset` lines, or the devkit's folder: sorts DIR/val by class first"
+            one.add_argument("--fix-val", metavar="LABELS", type=Path, help=about)
+    arguments = parser.parse_args()
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+if __name__ == "__main__":
+    script(main)
