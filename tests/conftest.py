@@ -1,0 +1,114 @@
+"""Shared by the tests: short training runs in this process or in real ones, and the real images beside the checkout."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_IMAGES = ROOT.parent / "shared" / "data"
+
+# A quickstart cut down to `steps`, a log line each step
+SHORT = ("log.every_steps=1", "evaluate.every_epochs=1000", "save.every_epochs=1000")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_fresh_accelerate():
+    """The same arithmetic in every test, and no launcher state from the test before."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    torch.set_num_threads(1)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def short(steps: int, *more: str) -> list[str]:
+    """Overrides for a run of so many steps; the warm-up shrinks along."""
+    return [*SHORT, f"schedule.steps={steps}", f"schedule.warmup_steps={min(steps, 100)}", *more]
+
+
+def train(folder: Path, *overrides: str, recipe: str = "quickstart", data_dir: str | None = None) -> list[dict]:
+    """Train in this process; the records of metrics.jsonl."""
+    from deit_tract import log, loop
+    from deit_tract import recipe as recipes
+
+    loop.train(recipes.load(recipe, overrides, data_dir), folder)
+    return log.read_metrics(folder)
+
+
+def losses(records: list[dict]) -> list[float]:
+    return [record["loss"] for record in records if "loss" in record]
+
+
+def command(*arguments: str, processes: int = 1, script: str = "train.py") -> subprocess.Popen:
+    """Start a script of the project in `processes` real processes (gloo)."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [*launcher, str(ROOT / script), *arguments],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; all of it is killed when it takes too long."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        out, err = process.communicate()
+        pytest.fail(f"no end after {timeout} s\n{out}\n{err}")
+    return process.returncode, out, err
+
+
+def run(*arguments: str, processes: int = 1, timeout: float = 300, script: str = "train.py") -> tuple[int, str, str]:
+    return finish(command(*arguments, processes=processes, script=script), timeout)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to a process and all below it; a launcher's workers live in sessions of their own."""
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.send_signal(signal.SIGKILL)
+
+
+def sets(overrides) -> list[str]:
+    """Overrides as command line arguments."""
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def real_images(tmp_path_factory):
+    """A function that unpacks an archive of real images and returns its folder; skips where there are none."""
+
+    def unpack(name: str) -> Path:
+        archive = REAL_IMAGES / name
+        if not archive.exists():
+            pytest.skip(f"needs the real images {name} beside the checkout")
+        folder = tmp_path_factory.mktemp(archive.name.split(".")[0])
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        return folder
+
+    return unpack

@@ -1,0 +1,70 @@
+"""Imports point one way: tract, recipe <- models, optim, data <- tasks <- loop and its kin <- cli <- scripts."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "deit_tract"
+
+LAYERS = [
+    {"errors", "gram", "schema"},
+    {"tract", "recipe_source"},
+    {"published"},
+    {"recipe"},
+    {"data.stream", "data.readers"},
+    {"data.imagenet"},
+    {"models", "optim", "data.datasets", "data.augment", "data.mix"},
+    {"tasks.classify", "cost"},
+    {"checkpoint"},
+    {"evaluate", "log"},
+    {"loop", "runs", "plan"},
+    {"cli"},
+]
+LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Everything a file imports, functions' own imports included, as dotted names."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_module_has_its_layer():
+    assert set(MODULES) == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_point_down(module):
+    used = {name.removeprefix("deit_tract.") for name in imports(MODULES[module])} & set(LEVEL)
+    wrong = {name for name in used if LEVEL[name] >= LEVEL[module]}
+    assert not wrong, f"{module} (layer {LEVEL[module]}) imports {wrong}"
+
+
+def test_tract_imports_torch_and_the_standard_library_alone():
+    import sys
+
+    names = imports(MODULES["tract"]) | imports(MODULES["gram"])
+    ours = {name for name in names if name.startswith("deit_tract")}
+    assert {name.split(".")[1] for name in ours} == {"gram"}
+    assert {name.split(".")[0] for name in names - ours} - set(sys.stdlib_module_names) == {"torch"}
+
+
+def test_only_the_loop_and_its_kin_know_accelerate():
+    knowing = {name for name, path in MODULES.items() if any(i.split(".")[0] == "accelerate" for i in imports(path))}
+    assert knowing <= {"loop", "evaluate", "checkpoint", "log"}
+
+
+def test_the_scripts_are_short():
+    for script in ("train.py", "finetune.py"):
+        assert len((PACKAGE.parent / script).read_text().splitlines()) <= 40
