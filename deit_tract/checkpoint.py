@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,45 @@ def save(folder: Path, step: int, weights: dict[str, dict], optimizer: dict, pro
     for old in sorted(other for other in _steps(folder) if other <= step)[:-keep]:
         shutil.rmtree(folder / f"step_{old:08d}")
     return final
+
+
+class Writer:
+    """Saves checkpoints, one at a time: before `save` returns, or from a copy of the state while training goes on."""
+
+    def __init__(self, background: bool):
+        self._pool = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._pending: Future | None = None
+
+    def save(self, folder: Path, step: int, weights: dict[str, dict], optimizer: dict, progress: dict, keep: int):
+        """As the function `save`; in the background its error comes with the next call, or from `wait`."""
+        if self._pool is None:
+            save(folder, step, weights, optimizer, progress, keep)
+            return
+        self.wait()
+        state = _copied((weights, optimizer, progress))
+        self._pending = self._pool.submit(save, folder, step, *state, keep)
+
+    def wait(self) -> None:
+        """Until all is written. Raises UserError where the disk refused."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def shutdown(self) -> None:
+        """Let a save that is under way end."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _copied(state: Any) -> Any:
+    """The same structure with its tensors copied to the CPU, out of the next step's reach."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_copied(value) for value in state)
+    return state
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:

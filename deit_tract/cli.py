@@ -12,6 +12,8 @@ from deit_tract import recipe as recipes
 from deit_tract import recipe_source
 from deit_tract.errors import UserError
 
+PREEMPTED = 75  # exit code after a signal: saved and to be started again (EX_TEMPFAIL of sysexits.h)
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with its errors as one line, descriptions kept as they are written."""
@@ -91,7 +93,12 @@ def _train(recipe: recipes.Recipe, arguments: argparse.Namespace) -> None:
     if hasattr(arguments, "checkpoint") and weights is None:
         raise UserError("command line", "--checkpoint is missing", "give the weights to fine-tune; else use train.py")
     summary = loop.train(recipe, _folder(recipe, arguments), weights)
-    if int(os.environ.get("RANK", 0)) == 0:
+    main = int(os.environ.get("RANK", 0)) == 0
+    if summary["exit"] == "preempted":
+        if main:
+            print(f"preempted: saved step {summary['steps']:,}; the same command goes on from it", flush=True)
+        sys.exit(PREEMPTED)
+    if main:
         final = ", ".join(
             f"{key} {value:.2f}" for key, value in summary["final"].items() if key in ("top1", "ema_top1")
         )

@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from deit_tract.data.stream import View, Views, checked, loader
+from deit_tract.models import autocast
 from deit_tract.schema import Recipe
 
 
@@ -22,7 +23,7 @@ def evaluate(task, model: nn.Module, recipe: Recipe, accelerator: Accelerator) -
     was_training = model.training
     model.eval()
     for batch in checked(data):
-        with accelerator.autocast():
+        with autocast(recipe, device):
             sums = task.evaluate(model, [tensor.to(device, non_blocking=True) for tensor in batch])
         names, values = list(sums), torch.stack([value.float() for value in sums.values()])
         total = values if not len(total) else total + values

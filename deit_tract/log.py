@@ -1,18 +1,13 @@
 """What a run says: its folder's files, the progress line, trackers, the clock. Only process 0 writes."""
 
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -20,9 +15,6 @@ from deit_tract import published
 from deit_tract import recipe as recipes
 from deit_tract.checkpoint import disk_errors, write_atomic
 from deit_tract.errors import UserError
-from deit_tract.recipe_source import ROOT
-
-_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "numpy", "pillow", "scikit-learn", "pydantic")
 
 
 class Clock:
@@ -65,60 +57,11 @@ class Clock:
             yield batch
 
 
-def open_folder(folder: Path, recipe: recipes.Recipe, accelerator: Accelerator) -> None:
-    """Make a run's folder, or go on with it. Raises UserError if another recipe ran there or it cannot be written."""
-    with disk_errors(folder, "choose another --output"):
-        folder.mkdir(parents=True, exist_ok=True)
-    check_folder(folder, recipe)
-    write_atomic(folder / "recipe.yaml", recipes.explain(recipe))
-    write_atomic(folder / "environment.json", json.dumps(_environment(accelerator), indent=1) + "\n")
-
-
-def check_folder(folder: Path, recipe: recipes.Recipe) -> None:
-    """Raises UserError where a run of another recipe lies in the folder."""
-    path = folder / "recipe.yaml"
-    changed = recipes.differences(recipes.load(str(path)), recipe) if path.exists() else []
-    if changed:
-        what = f"holds a run of another recipe ({'; '.join(changed)})"
-        raise UserError(folder, what, "choose another --output, or put the values back")
-
-
 def check_trackers(recipe: recipes.Recipe) -> None:
     """Raises UserError where a tracker is not installed: Accelerate would leave it out without a word."""
     for tracker in recipe.log.trackers:
         if find_spec(tracker) is None:
             raise UserError("log.trackers", f"{tracker} is not installed", f"pip install {tracker}")
-
-
-def _environment(accelerator: Accelerator) -> dict:
-    """Versions, commit, command and hardware."""
-    device = accelerator.device
-    return {
-        "command": sys.argv,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "host": platform.node(),
-        "cpus": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processes": accelerator.num_processes,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None  # not a checkout
 
 
 class RunLog:

@@ -1,81 +1,70 @@
 """The training loop. Accelerate launches, wraps, casts and reduces; data, schedule and randomness are ours."""
 
-import os
+import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from deit_tract import checkpoint, models, optim, tract
-from deit_tract.data.stream import Stream, Views, checked, lanes_of, loader
+from deit_tract import checkpoint, engine, models, optim
+from deit_tract.data.stream import Replaced, Stream, Views, checked, lanes_of, loader
 from deit_tract.errors import UserError
 from deit_tract.evaluate import evaluate
-from deit_tract.log import Clock, RunLog, check_trackers, open_folder
+from deit_tract.folder import Lock, open_folder
+from deit_tract.log import Clock, RunLog, check_trackers
+from deit_tract.processes import Stop, on_main, together
 from deit_tract.schema import Recipe
 from deit_tract.tasks.classify import Classify
-
-
-def launch(recipe: Recipe, folder: Path) -> Accelerator:
-    """The Accelerator of this run. Raises UserError where it does not see what the launcher was asked for."""
-    for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{engine}", "false") == "true":
-            raise UserError(
-                "launch", f"{engine} is not supported", "launch without it: each process holds the model whole"
-            )
-    if recipe.precision.autocast == "fp16" and not torch.cuda.is_available():
-        raise UserError("precision.autocast", "fp16 needs a CUDA GPU", "use bf16, or null for float32")
-    if recipe.precision.autocast == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
-        raise UserError("precision.autocast", f"{torch.cuda.get_device_name()} has no bf16", "use fp16")
-    check_trackers(recipe)
-    accelerator = Accelerator(
-        # without a device, Accelerate would take each process of a launcher for the only one
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=recipe.precision.autocast or "no",  # the recipe's, whatever the launcher's default
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # lanes are ours; also beats the variable
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        log_with=list(recipe.log.trackers) or None,
-        project_dir=str(folder),
-    )
-    environment = os.environ
-    started = int(environment.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != started:
-        what = f"{started} processes were started, each sees {accelerator.num_processes}"
-        raise UserError("launch", what, "use torchrun or accelerate launch, on CPUs with ACCELERATE_USE_CPU=1")
-    if "WORLD_SIZE" not in environment and {"MASTER_PORT", "ACCELERATE_MIXED_PRECISION"} <= environment.keys():
-        what = "accelerate launch was asked for several processes and started one, as it does with --cpu"
-        raise UserError("launch", what, "on CPUs use torchrun --nproc_per_node N, or unset MASTER_PORT for one process")
-    return accelerator
 
 
 def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
     """Run a recipe in a folder, or go on with the run that is there; `weights` is what to start from.
 
-    Returns the run's summary. Raises UserError on every mistake of a person and on a loss that is not finite.
+    Returns the run's summary, whose "exit" is "finished", or "preempted" after a signal to any process. Raises
+    UserError on every mistake of a person, on a loss that is not finite and on a process that does not answer.
     """
-    accelerator = launch(recipe, folder)
-    _on_main(accelerator, open_folder, folder, recipe, accelerator)
-    newest = _on_main(accelerator, checkpoint.newest, folder / "checkpoints")
-    run = _together(accelerator, Run, recipe, folder, accelerator, newest, weights)
+    check_trackers(recipe)
+    accelerator = engine.launch(recipe, folder)
+    lock = Lock(folder)
+    on_main(accelerator, lock.take)
     try:
-        run.train()
+        with Stop(accelerator, recipe.faults.timeout) as stop:
+            on_main(accelerator, open_folder, folder, recipe, accelerator)
+            newest = on_main(accelerator, checkpoint.newest, folder / "checkpoints")
+            run = together(accelerator, Run, recipe, folder, accelerator, newest, weights)
+            summary = _watched(run, stop)
+    finally:
+        lock.release()
+    accelerator.end_training()
+    return summary
+
+
+def _watched(run: "Run", stop: Stop) -> dict:
+    """Train, and leave a summary that says how it ended, whatever happens."""
+    try:
+        try:
+            run.train(stop)
+        except RuntimeError as error:  # what a failed exchange between processes raises, among others
+            missing = stop.missing(run.step + 1)
+            if missing is None:
+                raise
+            if not run.accelerator.is_local_main_process:
+                time.sleep(5)  # one process a machine speaks; the first to end makes the launcher end the others
+                raise SystemExit(2) from error
+            raise missing from error
     except BaseException as error:
         with suppress(UserError):  # a full disk: the first error is the one to show
             run.log.close(run.step, run.clock, f"stopped: {str(error) or type(error).__name__}")
         raise
-    summary = run.log.close(run.step, run.clock, "finished")
-    accelerator.end_training()
-    return summary
+    finally:
+        run.writer.shutdown()
+    return run.log.close(run.step, run.clock, "finished" if run.step == run.total else "preempted")
 
 
 class Run:
@@ -101,57 +90,54 @@ class Run:
         }
         if weights is not None and newest is None:  # a run that goes on has its own; the file may be gone by then
             models.load_weights(task.bare, _weights_file(weights), recipe.model.new_head)
-        self.tract_layers = [layer for _, layer in tract.find(task.bare)]
         decay = recipe.ema.decay
         self.ema = None if decay is None else ModelEmaV3(task.bare, decay=decay).to(accelerator.device)
-        self.model, self.optimizer = accelerator.prepare(task.bare, optim.build(recipe.optim, task.bare))
-        progress = self._resume(newest)
+        progress = self._start(newest)
         self.step = progress["step"]
+        self.replaced = Replaced(recipe.data.skip_unreadable, progress.get("replaced", ()))
+        self.writer = checkpoint.Writer(recipe.save.background)
         self.clock = Clock(progress["clock"])
         self.meter = Meter(accelerator, self.step, progress["meter"])
         published = recipe.expect.published
         self.log = RunLog(folder, accelerator, task.headline, self.step, self.total, progress["best"], published)
         self._mark = self.clock.now()["train"], self.step
         if recipe.log.trackers:
-            accelerator.init_trackers(recipe.name)
+            # steps that a killed run wrote after its last checkpoint are dropped, as in metrics.jsonl
+            accelerator.init_trackers(recipe.name, init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
 
-    def train(self) -> None:
-        """Every step from where the run stands to its end."""
+    def train(self, stop: Stop) -> None:
+        """Every step from where the run stands to its end, or to where the processes agree to stop."""
         self.log.say(self._headline())
-        views = Views(self.task.train_data, self.task.train_transform)
-        keys = self.stream.batches(range(self.step, self.total), self.lanes)
+        skip = {step - 1 for step in self.recipe.faults.skip_steps}
+        steps = [step for step in range(self.step, self.total) if step not in skip]
+        views = Views(self.task.train_data, self.task.train_transform, bool(self.recipe.data.skip_unreadable))
+        keys = self.stream.batches(steps, self.lanes)
         pin = self.accelerator.device.type == "cuda"
-        batches = self.clock.waiting(checked(loader(views, keys, self.recipe.data.workers, pin)))
-        self.model.train()
+        data = loader(views, keys, self.recipe.data.workers, pin)
+        batches = self.clock.waiting(checked(data, self.replaced))
+        self.engine.model.train()
         for step in range(self.step, self.total):
-            loss, norm = self.optimizer_step(step, batches)
+            if step not in skip:
+                self.meter.add(step + 1, *self.optimizer_step(step, batches))
             self.step = step + 1
-            self.meter.add(self.step, loss, norm)
             self._after_step()
+            if stop.agreed():
+                self._save_before_leaving()
+                break
+        on_main(self.accelerator, self.writer.wait)
 
     def optimizer_step(self, step: int, batches) -> tuple[Tensor, Tensor]:
-        """One lane after the other, then the update. Returns the loss of this process's lanes and the gradient norm."""
-        accelerator, lanes = self.accelerator, self.recipe.batch.lanes
-        lr = self.lr(step)
-        optim.set_lr(self.optimizer, lr)
-        total = torch.zeros((), device=accelerator.device)
+        """One lane after the other, then the update. Returns this process's share of the loss and the gradient norm."""
+        device = self.accelerator.device
         for lane in self.lanes:
-            batch = [tensor.to(accelerator.device, non_blocking=True) for tensor in next(batches)]
-            last = lane == self.lanes[-1]
-            with nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self.task.loss(self.model, batch, self.stream.lane_seed(step, lane))["loss"] / lanes
-                # gradients are averaged over processes: the factor makes that the sum over all lanes
-                accelerator.backward(loss * accelerator.num_processes)
-            total += loss.detach()
-        accelerator.unscale_gradients(self.optimizer)
-        for layer in self.tract_layers:
-            tract.finish_step(layer)  # of model.tract_gram "batch"; a lane's own is done in its backward pass
-        norm = optim.clip(self.recipe.optim, self.task.bare)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            batch = [tensor.to(device, non_blocking=True) for tensor in next(batches)]
+            with self.engine.lane(lane == self.lanes[-1]):
+                loss = self.task.loss(self.engine.model, batch, self.stream.lane_seed(step, lane))["loss"]
+                self.engine.backward(loss / self.recipe.batch.lanes)
+        loss, norm = self.engine.step(self.lr(step))
         if self.ema is not None:
-            self.ema.update(self.task.bare)
-        return total, norm
+            self.ema.update(self.engine.whole())
+        return loss, norm
 
     def _after_step(self) -> None:
         due = {name for name, when in self.due.items() if when(self.step)}
@@ -159,17 +145,23 @@ class Run:
             return
         loss, norm = self.meter.read()  # also where only a save is due: what is not finite must not be saved
         if "log" in due:
+            if self.replaced.limit:
+                self.replaced.merge(gather_object(sorted(self.replaced.errors)))
             self.log.progress(self._progress(loss, norm), self.recipe.batch.size)
             self.meter.reset()
         if "evaluate" in due:
             with self.clock.part("evaluate"):
                 self.log.evaluation(self._position() | self._evaluate())
         if "save" in due:
-            with self.clock.part("save"):
-                _on_main(self.accelerator, self._save)
+            self._save()
+
+    def _save_before_leaving(self) -> None:
+        if not self.due["save"](self.step):
+            self.meter.read()  # as before any save
+            self._save()
 
     def _evaluate(self) -> dict[str, float]:
-        metrics = evaluate(self.task, self.task.bare, self.recipe, self.accelerator)
+        metrics = evaluate(self.task, self.engine.whole(), self.recipe, self.accelerator)
         if self.ema is not None:
             average = evaluate(self.task, self.ema.module, self.recipe, self.accelerator)
             metrics |= {f"ema_{name}": value for name, value in average.items()}
@@ -184,26 +176,34 @@ class Run:
         wait, self.clock.waited = self.clock.waited / seconds, 0.0
         self._mark = train, self.step
         rate = {"images_per_s": steps * self.recipe.batch.size / seconds, "data_wait": min(wait, 1.0)}
-        return self._position() | {"loss": loss, "lr": self.lr(self.step - 1), "grad_norm": norm} | rate
+        replaced = {"replaced": len(self.replaced.errors)} if self.replaced.limit else {}
+        progress = {"loss": loss, "lr": self.lr(self.step - 1), "grad_norm": norm}
+        return self._position() | progress | rate | replaced
 
     def _save(self) -> None:
-        scaler = self.accelerator.scaler
-        weights = {"model": self.task.bare.state_dict()}
-        if self.ema is not None:
-            weights["ema"] = self.ema.module.state_dict()
-        state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
-        progress = {"clock": self.clock.now(), "best": self.log.best, "meter": self.meter.state()}
-        checkpoint.save(self.checkpoints, self.step, weights, state, progress, self.recipe.save.keep)
+        """Collect everything from all processes; process 0 writes it."""
+        with self.clock.part("save"):
+            scaler = self.accelerator.scaler
+            weights = {"model": self.engine.whole().state_dict()}
+            if self.ema is not None:
+                weights["ema"] = self.ema.module.state_dict()
+            state = {"optimizer": self.engine.optimizer_state(), "scaler": scaler.state_dict() if scaler else None}
+            progress = {"clock": self.clock.now(), "best": self.log.best, "meter": self.meter.state()}
+            progress["replaced"] = sorted(self.replaced.errors)
+            keep = self.recipe.save.keep
+            on_main(self.accelerator, self.writer.save, self.checkpoints, self.step, weights, state, progress, keep)
 
-    def _resume(self, path: Path | None) -> dict[str, Any]:
-        """Load a checkpoint into model, optimizer, EMA and scaler; its progress, or that of step 0 without one."""
+    def _start(self, path: Path | None) -> dict[str, Any]:
+        """Make the engine, from a checkpoint where there is one. Returns its progress, or that of step 0."""
         if path is None:
+            self.engine = engine.prepare(self.accelerator, self.recipe, self.task.bare)
             return {"step": 0, "clock": None, "best": None, "meter": None}
         weights, state, progress = checkpoint.read(path)
-        self.task.bare.load_state_dict(weights["model"])
+        self.task.bare.load_state_dict(weights["model"])  # before an engine may cut it up
         if self.ema is not None:
             self.ema.module.load_state_dict(weights["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.engine = engine.prepare(self.accelerator, self.recipe, self.task.bare)
+        self.engine.load_optimizer(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return progress
@@ -253,9 +253,10 @@ class Meter:
         loss, bad = shares[:, 0].sum(), shares[:, 1].min().item()
         if bad != float("inf"):
             what = "loss or gradient norm is not finite; the checkpoints before it are kept"
-            raise UserError(f"step {int(bad)}", what, "lower optim.lr, set optim.clip_grad or look at the data")
+            leave_out = f"to go on without this step, repeat the command with --set faults.skip_steps=[{int(bad)}]"
+            raise UserError(f"step {int(bad)}", what, f"lower optim.lr or set optim.clip_grad anew; {leave_out}")
         self.loss = loss if self.accelerator.is_main_process else torch.zeros_like(loss)
-        return loss.item() / self.steps, self.norm.item()
+        return loss.item() / max(self.steps, 1), self.norm.item()
 
     def state(self) -> list:
         """What has been summed since the last log line, for a checkpoint; after `read`."""
@@ -275,31 +276,3 @@ def _weights_file(source: str) -> str:
 def _every(steps: int | None, total: int) -> Callable[[int], bool]:
     """Whether something is due after so many steps: at the end, and every `steps` where given."""
     return lambda done: done == total or (steps is not None and done % max(steps, 1) == 0)
-
-
-def _together(accelerator: Accelerator, function: Callable, *args) -> Any:
-    """Call a function on every process; a UserError on any ends all, and one of them says it."""
-    result, mine = None, None
-    try:
-        result = function(*args)
-    except UserError as error:
-        mine = error
-    failed = [rank for rank, error in enumerate(gather_object([mine])) if error is not None]
-    if failed:
-        raise mine if accelerator.process_index == failed[0] else SystemExit(2)
-    return result
-
-
-def _on_main(accelerator: Accelerator, function: Callable, *args) -> Any:
-    """Call a function on process 0 alone and hand its result to all. Its UserError ends the others without a word."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = function(*args)
-        except UserError as error:
-            outcome[1] = error
-    if accelerator.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1] if accelerator.is_main_process else SystemExit(2)
-    return outcome[0]

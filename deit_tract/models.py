@@ -2,6 +2,7 @@
 
 import math
 from argparse import Namespace
+from contextlib import AbstractContextManager, nullcontext
 
 import timm
 import torch
@@ -158,3 +159,9 @@ def _resized(table: Tensor, model: nn.Module) -> Tensor:
         return table  # no square grid of this model: its shape is refused below
     grid = list(model.patch_embed.grid_size)
     return resample_abs_pos_embed(table, grid, [side, side], prefix, interpolation="bicubic", antialias=False)
+
+
+def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager:
+    """The recipe's mixed precision for a forward pass."""
+    kind = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision.autocast]
+    return nullcontext() if kind is None else torch.autocast(device.type, kind)

@@ -20,7 +20,8 @@ from deit_tract.cost import GIB, GPUS, LAUNCHES, MFU, Cost, estimate_memory, mea
 from deit_tract.data import datasets, imagenet
 from deit_tract.data.stream import Stream, lanes_of
 from deit_tract.errors import UserError, UserErrors
-from deit_tract.log import check_folder, check_trackers
+from deit_tract.folder import check_folder
+from deit_tract.log import check_trackers
 from deit_tract.schema import Data, Recipe
 
 # Training images, validation images, classes of what needs no look: ILSVRC2012; scikit-learn's digits, a fifth held out

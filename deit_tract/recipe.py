@@ -18,7 +18,11 @@ from deit_tract.recipe_source import KeyPath, Value, Values
 from deit_tract.schema import Recipe, Section
 
 # What may differ when a run is continued: it changes neither weights nor accuracies.
-FREE_KEYS = ("about", "expect", "data.dir", "data.verify", "data.workers", "evaluate.batch_size", "save", "log")
+# Two are there to go on after a fault, and change a step or the views of a broken image.
+FREE_KEYS = (
+    *("about", "expect", "data.dir", "data.verify", "data.workers", "evaluate.batch_size", "save", "log"),
+    *("data.skip_unreadable", "faults"),
+)
 
 
 def load(name: str, overrides: Iterable[str] = (), data_dir: str | None = None) -> Recipe:
@@ -67,6 +71,8 @@ def _check(recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
         below = batch.size - batch.size % batch.lanes
         near = f"{below} or {below + batch.lanes}" if below else f"{batch.lanes}"
         yield ("batch", "size"), f"{batch.size} images do not divide into {batch.lanes} lanes", f"try {near}"
+    if batch.exact and recipe.model.tract_gram == "batch":
+        yield ("batch", "exact"), "the batch's Gram matrix is summed in another order", "set model.tract_gram to lane"
     if schedule.epochs is None and schedule.steps is None:
         yield ("schedule",), "the length of the run is missing", "set schedule.epochs or schedule.steps"
     for section, stem in (("schedule", ""), ("schedule", "warmup_"), ("evaluate", "every_"), ("save", "every_")):

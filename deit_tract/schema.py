@@ -41,11 +41,17 @@ class Data(Section):
     std: list[Positive] = Field([0.229, 0.224, 0.225], description="per channel, divided by")
     workers: Annotated[int, Field(ge=0)] = Field(4, description="loader processes per training process")
     verify: bool = Field(True, description="insist on the data set's official counts; false accepts a part of it")
+    skip_unreadable: Annotated[int, Field(ge=0)] = Field(
+        0, description="so many unreadable training images are each replaced by another; one more ends the run"
+    )
 
 
 class Batch(Section):
     size: Count = Field(description="images per optimizer step over all processes, repeats counted")
     lanes: Count = Field(description="equal parts of a batch, each with its own mixup draw, drop path and Gram matrix")
+    exact: bool = Field(
+        False, description="sum the lanes' gradients in their order: the same bits on any number of processes; slow"
+    )
 
     @property
     def lane_size(self) -> int:
@@ -127,11 +133,17 @@ class Save(Section):
     every_epochs: Positive | None = Field(None, description="and always at the end, or")
     every_steps: Count | None = Field(None, description="and always at the end")
     keep: Count = Field(2, description="newest checkpoints kept")
+    background: bool = Field(False, description="write while training goes on; costs a copy of the state in memory")
 
 
 class Log(Section):
     every_steps: Count = Field(50, description="steps between two log lines, each a read of the device")
     trackers: list[Literal["tensorboard"]] = Field([], description="beside metrics.jsonl")
+
+
+class Faults(Section):
+    timeout: Positive = Field(600.0, description="seconds until a silent process is named and the run ends")
+    skip_steps: list[Count] = Field([], description="steps, as a log names them, whose batch and update are left out")
 
 
 class Expect(Section):
@@ -156,6 +168,7 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     save: Save = Save()
     log: Log = Log()
+    faults: Faults = Faults()
     expect: Expect = Expect()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of every random draw of the run")
 

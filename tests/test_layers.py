@@ -15,9 +15,9 @@ LAYERS = [
     {"data.stream", "data.readers"},
     {"data.imagenet"},
     {"models", "optim", "data.datasets", "data.augment", "data.mix"},
-    {"tasks.classify", "cost"},
-    {"checkpoint"},
-    {"evaluate", "log"},
+    {"tasks.classify", "cost", "zero"},
+    {"checkpoint", "engine", "processes"},
+    {"evaluate", "folder", "log"},
     {"loop", "runs", "plan"},
     {"cli"},
 ]

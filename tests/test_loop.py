@@ -229,7 +229,7 @@ def test_bf16_on_a_gpu_without_it_is_refused(tmp_path, monkeypatch):
         train(tmp_path, *short(2, "precision.autocast=bf16"))
 
 
-@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+@pytest.mark.parametrize("engine", ["FSDP", "MEGATRON_LM"])
 def test_a_launch_with_another_engine_is_refused(tmp_path, monkeypatch, engine):
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     with pytest.raises(UserError, match=f"launch: {engine} is not supported"):

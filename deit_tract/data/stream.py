@@ -7,7 +7,8 @@ at any step, on any number of processes, with any number of workers, and sees th
 
 import random
 import struct
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
@@ -109,7 +110,7 @@ class Stream:
         """Seed of all that a lane draws once a step: mixup, drop path, dropout."""
         return derive(self.seed, "lane", step, lane)
 
-    def batches(self, steps: range, lanes: Sequence[int]) -> Iterator[list[View]]:
+    def batches(self, steps: Sequence[int], lanes: Sequence[int]) -> Iterator[list[View]]:
         """One process's micro-batches: for each step, for each of its lanes."""
         return (self.views(step, lane) for step in steps for lane in lanes)
 
@@ -117,16 +118,26 @@ class Stream:
 class Views(Dataset):
     """Images as transformed tensors, fetched by View; a mistake in the data comes back as a value (see `loader`)."""
 
-    def __init__(self, images: Dataset, transform: Callable):
-        self.images, self.transform = images, transform
+    def __init__(self, images: Dataset, transform: Callable, replace: bool = False):
+        """replace: put another image, which the view's seed picks, in the place of one that cannot be read."""
+        self.images, self.transform, self.attempts = images, transform, 100 if replace else 1
 
-    def __getitem__(self, view: View) -> tuple[torch.Tensor, int] | UserError:
-        try:
-            image, label = self.images[view.index]
-        except UserError as error:
-            return error
-        seed_generators(view.seed)
-        return self.transform(image), label
+    def __getitem__(self, view: View) -> tuple | UserError:
+        index, errors = view.index, Notes()
+        for attempt in range(self.attempts):
+            try:
+                image, label = self.images[index]
+            except UserError as error:
+                errors.append(error)
+                index = derive(view.seed, "replacement", attempt) % len(self.images)
+                continue
+            seed_generators(view.seed)
+            return (self.transform(image), label, errors) if errors else (self.transform(image), label)
+        return errors[0]
+
+
+class Notes(list):
+    """Mistakes in the data that were passed over, behind a sample or a batch."""
 
 
 def loader(dataset: Dataset, batches, workers: int, pin_memory: bool) -> DataLoader:
@@ -146,12 +157,50 @@ def loader(dataset: Dataset, batches, workers: int, pin_memory: bool) -> DataLoa
 
 def _collate(samples: list) -> list[torch.Tensor] | UserError:
     errors = [sample for sample in samples if isinstance(sample, UserError)]
-    return errors[0] if errors else default_collate(samples)
+    if errors:
+        return errors[0]
+    notes = Notes(str(note) for sample in samples if isinstance(sample[-1], Notes) for note in sample[-1])
+    batch = default_collate([sample[:-1] if isinstance(sample[-1], Notes) else sample for sample in samples])
+    return [*batch, notes] if notes else batch
 
 
-def checked(batches) -> Iterator[list[torch.Tensor]]:
-    """The loader's batches, or its UserError raised in the process that asked."""
-    for batch in batches:
+def checked(batches, replaced: "Replaced | None" = None) -> Iterator[list[torch.Tensor]]:
+    """The loader's batches, or its UserError raised in the process that asked; replaced images are counted."""
+    batches = iter(batches)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            what = f"a loader process died ({str(error).splitlines()[0]})"
+            raise UserError("data.workers", what, "it may have run out of memory: use fewer") from None
         if isinstance(batch, UserError):
             raise batch
+        if isinstance(batch[-1], Notes):
+            replaced.add(batch.pop())
         yield batch
+
+
+class Replaced:
+    """The unreadable images that were replaced in a run, at most `limit` different ones over all processes."""
+
+    def __init__(self, limit: int, errors: Iterable[str] = ()):
+        """errors: those of the run so far."""
+        self.limit, self.errors = limit, set(errors)
+
+    def add(self, errors: Iterable[str]) -> None:
+        """Say and count what is new. Raises UserError where they become too many."""
+        for error in sorted(set(errors) - self.errors):
+            self.errors.add(error)
+            print(f"warning: {error}; replaced ({len(self.errors)} of at most {self.limit})", file=sys.stderr)
+        self.merge(())
+
+    def merge(self, errors: Iterable[str]) -> None:
+        """Count those of the other processes too, which said them."""
+        self.errors.update(errors)
+        if len(self.errors) > self.limit:
+            what = f"{len(self.errors)} images cannot be read; the last: {max(self.errors)}"
+            raise UserError("data.skip_unreadable", what, "repair the data, or raise the limit")

@@ -120,7 +120,9 @@ def worker(rank: int, port: int, out: str) -> None:
     if rank == 0:
         with open(out, "w") as file:
             json.dump(results, file, indent=1)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # ten engines' threads are not joined one by one: the interpreter's own way out sometimes aborts in them
 
 
 if __name__ == "__main__":
