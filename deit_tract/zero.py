@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MethodType
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
 from torch import Tensor, nn
@@ -145,23 +146,21 @@ class ZeRO:
     def whole(self) -> nn.Module:
         if self._twin is None:
             return self.bare
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters(list(self.bare.parameters())), torch.no_grad():
+        with deepspeed.zero.GatheredParameters(list(self.bare.parameters())), torch.no_grad():
             self._twin.load_state_dict(self.bare.state_dict())
         return self._twin
 
     def optimizer_state(self) -> dict:
         if self.stage == 0:
             return self.optimizer.state_dict()
-        from deepspeed.utils import safe_get_full_optimizer_state
-
         flat = next(iter(self.optimizer.state.values()), {})
         shared = {key: value for key, value in flat.items() if not torch.is_tensor(value) or value.dim() == 0}
         state, names = {}, [key for key in flat if key not in shared]
         for index, p in enumerate(p for group in self._groups for p in group):
             if p.requires_grad and flat:
-                full = {key: safe_get_full_optimizer_state(p, key).cpu() for key in names}
+                full = {key: self._take(p, key) for key in names}
                 state[index] = {key: copy.deepcopy(value) for key, value in shared.items()} | full
         return {"state": state, "param_groups": self._plain_groups}
 
@@ -173,32 +172,52 @@ class ZeRO:
             return
         shared = {k: v for k, v in entries[0].items() if not torch.is_tensor(v) or v.dim() == 0}
         names = [key for key in entries[0] if key not in shared]
-        zero = self.model.optimizer
-        partitions = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
-        for flat in partitions:  # the state that the first step would make
+        for flat in self._partitions():  # the state that the first step would make
             fresh = {key: torch.zeros_like(flat, requires_grad=False) for key in names}
             self.optimizer.state[flat] = copy.deepcopy(shared) | fresh
         for index, p in enumerate(p for group in self._groups for p in group):
             for key in names if index in state["state"] else ():
-                self._put(p, state["state"][index][key], key, partitions)
+                self._put(p, state["state"][index][key], key)
 
-    def _put(self, p: nn.Parameter, value: Tensor, key: str, partitions: list[Tensor]) -> None:
+    def _partitions(self) -> list[Tensor]:
+        """The flat float32 tensors that the optimizer really steps, one a group."""
+        zero = self.model.optimizer
+        return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+
+    def _take(self, p: nn.Parameter, key: str) -> Tensor:
+        """A parameter's optimizer state, whole, from the parts of all processes."""
+        if self.stage == 3:
+            from deepspeed.utils import safe_get_full_optimizer_state
+
+            return safe_get_full_optimizer_state(p, key).cpu()
+        whole = torch.zeros(p.numel(), device=p.device)
+        if p._hp_mapping is not None:
+            mine, part = self._part(p, key)
+            whole[mine] = part
+        dist.all_reduce(whole)
+        return whole.view_as(p).cpu()
+
+    def _part(self, p: nn.Parameter, key: str) -> tuple[slice, Tensor]:
+        """At stage 1 and 2: which elements of a parameter this process steps, and their optimizer state."""
+        here, there = p._hp_mapping.lp_fragment_address, p._hp_mapping.get_hp_fragment_address()
+        flat = self._partitions()[p._hp_mapping.param_group_index]
+        state = self.optimizer.state[flat][key]
+        return slice(here.start, here.start + here.numel), state[there.start : there.start + there.numel]
+
+    def _put(self, p: nn.Parameter, value: Tensor, key: str) -> None:
         """Copy this process's part of a parameter's optimizer state to where DeepSpeed keeps it."""
         if self.stage == 3:
             from deepspeed.utils import safe_set_local_optimizer_state
 
-            size = p.ds_tensor.ds_numel  # of each process's part; the last is padded
+            size = p.ds_tensor.numel()  # of each process's part; the last is padded
             first = size * self.accelerator.process_index
             part = torch.zeros(size, dtype=value.dtype)
             mine = value.flatten()[first : first + size]
             part[: len(mine)] = mine
             return safe_set_local_optimizer_state(p, part.to(self.accelerator.device), key)
-        if p._hp_mapping is None:  # none of it is here
-            return None
-        here, there = p._hp_mapping.lp_fragment_address, p._hp_mapping.get_hp_fragment_address()
-        flat = partitions[p._hp_mapping.param_group_index]
-        mine = value.flatten()[here.start : here.start + here.numel]
-        self.optimizer.state[flat][key][there.start : there.start + there.numel] = mine.to(flat.device)
+        if p._hp_mapping is not None:
+            mine, part = self._part(p, key)
+            part.copy_(value.flatten()[mine])
 
 
 def _under_autocast(forward, recipe: Recipe, device: torch.device):

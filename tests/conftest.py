@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -49,16 +50,21 @@ def losses(records: list[dict]) -> list[float]:
     return [record["loss"] for record in records if "loss" in record]
 
 
-def command(*arguments: str, processes: int = 1, script: str = "train.py") -> subprocess.Popen:
-    """Start a script of the project in `processes` real processes (gloo)."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def environment(**more: str) -> dict[str, str]:
+    """For processes started by a test: one thread each, no GPU."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), **more}
+
+
+def command(
+    *arguments: str, processes: int = 1, script: str = "train.py", launcher: Sequence[str] = ()
+) -> subprocess.Popen:
+    """Start a script of the project in `processes` real processes (gloo), or with another launcher's words."""
+    if not launcher and processes > 1:
+        launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}")
     return subprocess.Popen(
-        [*launcher, str(ROOT / script), *arguments],
+        [sys.executable, *launcher, str(ROOT / script), *arguments],
         cwd=ROOT,
-        env=environment,
+        env=environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -76,8 +82,9 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, s
     return process.returncode, out, err
 
 
-def run(*arguments: str, processes: int = 1, timeout: float = 300, script: str = "train.py") -> tuple[int, str, str]:
-    return finish(command(*arguments, processes=processes, script=script), timeout)
+def run(*arguments: str, timeout: float = 300, **how) -> tuple[int, str, str]:
+    """`command`, to its end."""
+    return finish(command(*arguments, **how), timeout)
 
 
 def kill(process: subprocess.Popen) -> None:
