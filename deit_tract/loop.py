@@ -144,7 +144,7 @@ class Run:
         if not due:
             return
         loss, norm = self.meter.read()  # also where only a save is due: what is not finite must not be saved
-        if "log" in due:
+        if "log" in due and self.meter.steps:  # none where a left-out step stood alone
             if self.replaced.limit:
                 self.replaced.merge(gather_object(sorted(self.replaced.errors)))
             self.log.progress(self._progress(loss, norm), self.recipe.batch.size)

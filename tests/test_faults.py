@@ -1,0 +1,317 @@
+"""What may happen to a run: signals, kills, a process that hangs, broken files, a number that is none, a second job."""
+
+import contextlib
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from conftest import ROOT, command, environment, finish, kill, losses, run, sets, short, train
+from kill_rounds import workers
+from PIL import Image
+from safetensors.torch import load_file
+
+from deit_tract import checkpoint, log, loop
+from deit_tract.data.stream import Replaced, View, Views, checked, loader
+from deit_tract.errors import UserError
+
+
+def state(folder, step) -> dict[str, bytes]:
+    path = folder / "checkpoints" / f"step_{step:08d}"
+    return {name: (path / name).read_bytes() for name in ("model.safetensors", "optimizer.pt")}
+
+
+def started(folder, overrides, step: int, processes: int = 1, timeout: float = 240):
+    """A run in real processes that has passed `step`."""
+    process = command("--recipe", "quickstart", "--output", str(folder), *sets(overrides), processes=processes)
+    deadline = time.time() + timeout
+    while not any(record["step"] >= step for record in log.read_metrics(folder)):
+        assert time.time() < deadline and process.poll() is None, finish(process, 1)
+        time.sleep(0.01)
+    return process
+
+
+def again(folder, overrides, processes: int = 1):
+    return run("--recipe", "quickstart", "--output", str(folder), *sets(overrides), processes=processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, number", [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_a_signal_to_one_process_saves_and_stops_all(tmp_path, processes, number):
+    overrides = short(150)
+    process = started(tmp_path / "a", overrides, 5, processes)
+    target = process if processes == 1 else workers(process)[1]
+    target.send_signal(number)
+    code, out, _ = finish(process)
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["exit"] == "preempted" and 5 <= summary["steps"] < 150
+    assert f"preempted: saved step {summary['steps']}" in out
+    assert code == (75 if processes == 1 else 1), "a launcher makes every code 1"
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == [f"step_{summary['steps']:08d}"]
+    code, out, err = again(tmp_path / "a", overrides, processes)
+    assert code == 0 and f"from step {summary['steps']}" in out, err
+    again(tmp_path / "b", overrides, processes)
+    assert state(tmp_path / "a", 150) == state(tmp_path / "b", 150)
+
+
+@pytest.mark.slow
+def test_the_exact_switch_gives_the_same_bits_on_any_number_of_processes(tmp_path):
+    """1, 2, 3, 4 and 8 processes for 8 lanes, and a run that changes from 3 to 2."""
+    overrides = short(12, "batch.exact=true", "batch.lanes=8", "save.every_steps=6", "save.keep=3")
+    for processes in (1, 2, 3, 4, 8):
+        code, out, err = again(tmp_path / str(processes), overrides, processes)
+        assert code == 0 and f"on {processes} process(es)" in out, err
+    shutil.copytree(tmp_path / "3", tmp_path / "3 to 2")
+    shutil.rmtree(tmp_path / "3 to 2" / "checkpoints" / "step_00000012")
+    assert again(tmp_path / "3 to 2", overrides, 2)[0] == 0
+    expected = losses(log.read_metrics(tmp_path / "1"))
+    assert len(expected) == 12
+    for name in ("2", "3", "4", "8", "3 to 2"):
+        assert state(tmp_path / name, 12) == state(tmp_path / "1", 12), name
+        assert losses(log.read_metrics(tmp_path / name)) == expected
+    inexact = [value for value in overrides if "exact" not in value]
+    again(tmp_path / "summed by the network", inexact, 8)
+    assert losses(log.read_metrics(tmp_path / "summed by the network")) == pytest.approx(expected, rel=0, abs=5e-6)
+
+
+@pytest.mark.slow
+def test_kill_9_of_one_of_two_processes(tmp_path):
+    """Three rounds of the script that a person runs with twenty."""
+    words = [sys.executable, str(ROOT / "tests" / "kill_rounds.py"), "--rounds", "3"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "3 of 3 equal", done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named(tmp_path):
+    process = started(tmp_path, short(400, "faults.timeout=4"), 5, processes=2)
+    hung = workers(process)[1]
+    hung.send_signal(signal.SIGSTOP)
+    lines = iter(process.stderr.readline, "")
+    error = next((line for line in lines if line.startswith("error: ")), "none")
+    kill(process)
+    finish(process)
+    assert "process 1 (host " in error and f"pid {hung.pid}) did not answer: gone, or hanging for 4 s" in error
+    assert error.startswith("error: step ")
+
+
+@pytest.mark.slow
+def test_a_second_job_in_the_folder_is_refused_until_the_first_is_gone(tmp_path):
+    overrides = short(2000)
+    process = started(tmp_path, overrides, 1)
+    code, _, err = again(tmp_path, overrides)
+    assert code == 2 and f"a run is going on here (host {os.uname().nodename}, pid {process.pid})" in err
+    assert process.poll() is None
+    kill(process)
+    finish(process)
+    assert again(tmp_path, short(2))[0] == 2, "another recipe"
+    assert "is not free" not in again(tmp_path, [*overrides, "log.every_steps=1000"])[2]
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_dies_ends_the_run_in_one_line(tmp_path):
+    process = started(tmp_path, short(2000, "data.workers=2"), 2)
+    psutil.Process(process.pid).children()[0].kill()
+    code, _, err = finish(process)
+    assert code == 2 and "error: data.workers: a loader process died" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(tmp_path):
+    """A limit on the size of files stands for the disk: the second checkpoint does not fit."""
+    overrides = short(12, "save.every_steps=4")
+    assert again(tmp_path / "a", overrides)[0] == 0
+    largest = max(path.stat().st_size for path in (tmp_path / "a").rglob("optimizer.pt"))
+    process = started(tmp_path / "b", short(12, "save.every_steps=4", "data.workers=0"), 4)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1))
+    code, _, err = finish(process)
+    assert code == 2 and "step_0000" in err and "cannot be written (File too large)" in err, err
+    assert "Traceback" not in err
+    code, _, err = again(tmp_path / "b", overrides)
+    assert code == 0, err
+    assert state(tmp_path / "b", 12) == state(tmp_path / "a", 12)
+
+
+def test_a_checkpoint_cut_at_any_byte_is_not_taken(tmp_path):
+    train(tmp_path, *short(2, "save.every_steps=1"))
+    whole, cut = tmp_path / "checkpoints" / "step_00000002", tmp_path / "cut"
+    assert checkpoint.verify(whole) is None
+    for name in ("model.safetensors", "optimizer.pt", "progress.json"):
+        size = (whole / name).stat().st_size
+        for length in sorted({0, 1, size // 3, size // 2, size - 1, *np.random.default_rng(0).integers(0, size, 20)}):
+            shutil.copytree(whole, cut, dirs_exist_ok=True)
+            os.truncate(cut / name, length)
+            assert checkpoint.verify(cut) is not None, (name, length)
+        shutil.rmtree(cut)
+    flipped = bytearray((whole / "model.safetensors").read_bytes())
+    flipped[-7] ^= 1
+    (whole / "model.safetensors").write_bytes(flipped)
+    said = []
+    assert checkpoint.newest(whole.parent, said.append).name == "step_00000001" and "changed" in said[0]
+
+
+def poison(monkeypatch, bad: set[int]):
+    """A loss of NaN in lane 1 of the steps `bad`, counted as logs count."""
+    real = loop.Run.optimizer_step
+
+    def optimizer_step(self, step, batches):
+        loss, task = self.task.loss, self.task
+        lane = iter(range(4))
+
+        def poisoned(*arguments):
+            factor = math.nan if next(lane) == 1 and step + 1 in bad else 1.0
+            return {name: value * factor for name, value in loss(*arguments).items()}
+
+        task.loss = poisoned
+        try:
+            return real(self, step, batches)
+        finally:
+            task.loss = loss
+
+    monkeypatch.setattr(loop.Run, "optimizer_step", optimizer_step)
+
+
+def test_a_run_goes_on_from_the_last_good_checkpoint_without_a_bad_step(tmp_path, monkeypatch):
+    overrides = short(12, "save.every_steps=3", "ema.decay=0.9")
+    left_out = "faults.skip_steps=[8]"
+    poison(monkeypatch, {8})
+    with pytest.raises(UserError, match=r"step 8: .*repeat the command with --set faults.skip_steps=\[8\]"):
+        train(tmp_path / "a", *overrides)
+    records = train(tmp_path / "a", *overrides, left_out)
+    assert [record["step"] for record in records if "loss" in record] == [*range(1, 8), *range(9, 13)]
+    train(tmp_path / "b", *overrides, left_out)
+    assert state(tmp_path / "a", 12) == state(tmp_path / "b", 12)
+    monkeypatch.undo()
+    train(tmp_path / "c", *overrides)
+    assert state(tmp_path / "c", 12) != state(tmp_path / "b", 12)
+
+
+class Broken:
+    """Twelve images of which some cannot be read."""
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise UserError(f"{index}.png", "cannot be read as an image")
+        return np.full(3, index), index
+
+
+def read(bad, workers=0, limit=3):
+    views = Views(Broken(bad), lambda image: image + np.random.random(), replace=True)
+    keys = [[View(index, 100 + index) for index in range(4 * b, 4 * b + 4)] for b in range(3)]
+    replaced = Replaced(limit)
+    return list(checked(loader(views, keys, workers, False), replaced)), replaced
+
+
+def test_an_unreadable_image_is_replaced_by_another_the_same_everywhere(capsys):
+    (batches, replaced), (others, _) = read({2, 7}), read({2, 7}, workers=2)
+    assert replaced.errors == {"2.png: cannot be read as an image", "7.png: cannot be read as an image"}
+    assert "warning: 2.png: cannot be read as an image; replaced (1 of at most 3)" in capsys.readouterr().err
+    assert all((a == b).all() for one, two in zip(batches, others, strict=True) for a, b in zip(one, two, strict=True))
+    labels = [label for batch in batches for label in batch[1].tolist()]
+    assert [label for index, label in enumerate(labels) if index not in (2, 7)] == [
+        index for index in range(12) if index not in (2, 7)
+    ]
+    assert not {2, 7} & set(labels)
+    plain = Views(Broken({7}), lambda image: image + np.random.random())[View(0, 100)]
+    assert (plain[0] == batches[0][0][0].numpy()).all(), "a good image is as without the setting"
+
+
+def test_too_many_unreadable_images_end_the_run():
+    with pytest.raises(UserError, match=r"data.skip_unreadable: 4 images cannot be read; the last: 9.png"):
+        read({1, 3, 8, 9})
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        read(set(range(12)), limit=100)
+
+
+@pytest.mark.slow
+def test_unreadable_photos_are_counted_over_processes_and_restarts(tmp_path):
+    for part in ("train", "val"):
+        for kind in ("a", "b"):
+            (tmp_path / "data" / part / kind).mkdir(parents=True)
+            for index in range(8):
+                pixels = np.full((20, 20, 3), 10 * index, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / part / kind / f"{index}.png")
+    for name in ("a/1.png", "b/3.png"):
+        (tmp_path / "data" / "train" / name).write_bytes(b"not an image")
+    overrides = [
+        "data.workers=1", "data.classes=2", "batch.size=8", "batch.lanes=2", "augment.repeats=1", "model.args.depth=1",
+        "schedule.steps=6", "schedule.warmup_steps=1", "log.every_steps=1", "save.every_steps=3",
+    ]  # fmt: skip
+    words = ("--recipe", "folder_vit_ti", "--data-dir", str(tmp_path / "data"))
+    weights = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        code, _, err = run(*words, "--output", str(folder), *sets(overrides), processes=processes)
+        assert code != 0 and "cannot be read as an image" in err
+        allowed = sets([*overrides, "data.skip_unreadable=2"])
+        code, _, err = run(*words, "--output", str(folder), *allowed, processes=processes)
+        assert code == 0 and "replaced (1 of at most 2)" in err, err
+        assert log.read_metrics(folder)[-2]["replaced"] == 2
+        weights.append(load_file(folder / "checkpoints" / "step_00000006" / "model.safetensors"))
+        progress = json.loads((folder / "checkpoints" / "step_00000006" / "progress.json").read_text())
+        assert len(progress["replaced"]) == 2
+    assert max((weights[0][key] - weights[1][key]).abs().max() for key in weights[0]) < 1e-4
+
+
+def test_saving_in_the_background_saves_the_same(tmp_path, monkeypatch):
+    overrides = short(9, "save.every_steps=2", "save.keep=9", "ema.decay=0.9")
+    train(tmp_path / "a", *overrides)
+    real = checkpoint.save
+
+    def slow(*arguments):
+        time.sleep(0.3)  # the next steps come before the files
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    train(tmp_path / "b", *overrides, "save.background=true")
+    for step in (2, 4, 6, 8, 9):
+        assert state(tmp_path / "a", step) == state(tmp_path / "b", step)
+
+
+def test_an_error_of_saving_in_the_background_ends_the_run(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise UserError("step_00000002", "cannot be written (No space left on device)")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        train(tmp_path, *short(9, "save.every_steps=2", "save.background=true"))
+
+
+def test_a_tracker_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    overrides = short(8, "save.every_steps=3", "log.trackers=[tensorboard]")
+    real = loop.Run.optimizer_step
+
+    def stopping(self, step, batches):
+        if step == 5:
+            raise KeyboardInterrupt
+        return real(self, step, batches)
+
+    monkeypatch.setattr(loop.Run, "optimizer_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, *overrides)
+    monkeypatch.undo()
+    expected = losses(train(tmp_path, *overrides))
+    folder = next(tmp_path.rglob("events.out.tfevents.*")).parent
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    shown = events.Scalars("loss")
+    assert [event.step for event in shown] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [event.value for event in shown] == pytest.approx(expected)
