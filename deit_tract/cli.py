@@ -37,6 +37,7 @@ def _parser(description: str, finetune: bool) -> Parser:
     add("--set", metavar="section.key=value", action="append", default=[], help="override a value; may be repeated")
     add("--list", action="store_true", help="every recipe: what it is, expected top-1, cost")
     add("--plan", action="store_true", help="what the run will do and need, and what would stop it; needs no data")
+    add("--gpus", metavar="N", type=int, help="with --plan: what N GPUs change, 8 a node")
     add("--explain", action="store_true", help="every value of the recipe and where it comes from")
     add("--schema", action="store_true", help="the JSON schema of a recipe, for editors")
     return arguments
@@ -62,6 +63,8 @@ def _run(arguments: argparse.Namespace) -> None:
         print(listing())
     elif arguments.schema:
         print(json.dumps(recipes.schema(), indent=1))
+    elif arguments.gpus is not None and not arguments.plan:
+        raise UserError("command line", "--gpus goes with --plan", "the launcher sets how many processes train")
     elif arguments.recipe is None:
         raise UserError("command line", "--recipe is missing", "give --recipe NAME; --list shows them")
     else:
@@ -69,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if arguments.explain:
             print(recipes.explain(recipe), end="")
         elif arguments.plan:
-            _plan(recipe, _folder(recipe, arguments))
+            _plan(recipe, _folder(recipe, arguments), arguments.gpus)
         else:
             _train(recipe, arguments)
 
@@ -78,10 +81,11 @@ def _folder(recipe: recipes.Recipe, arguments: argparse.Namespace) -> Path:
     return arguments.output or Path("runs") / recipe.name
 
 
-def _plan(recipe: recipes.Recipe, folder: Path) -> None:
-    from deit_tract import plan  # as in _train
+def _plan(recipe: recipes.Recipe, folder: Path, gpus: int | None) -> None:
+    from deit_tract import plan, scaling  # as in _train
 
-    print(plan.show(plan.make(recipe, folder)))
+    made = plan.make(recipe, folder)
+    print(plan.show(made) if gpus is None else scaling.show(scaling.make(made, gpus)))
 
 
 def _train(recipe: recipes.Recipe, arguments: argparse.Namespace) -> None:

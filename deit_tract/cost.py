@@ -49,6 +49,7 @@ class Cost(NamedTuple):
     tract: int  # FLOPs per image of TrAct's Gram matrix, 0 without TrAct
     activations: int  # bytes that autograd saves in a lane's forward
     tract_memory: int  # bytes
+    gram: int = 0  # bytes of TrAct's Gram matrix in float64, 0 without TrAct
 
 
 def measure(recipe: Recipe, net: nn.Module) -> Cost:
@@ -61,14 +62,15 @@ def measure(recipe: Recipe, net: nn.Module) -> Cost:
     flops, activations = _trace(recipe, net)
     total, lane = flops["Global"], recipe.batch.lane_size
     at_first = flops.get(f"{type(net).__name__}.{first}", 0)
-    gram_flops = gram_bytes = 0
+    gram_flops = gram_memory = gram = 0
     if recipe.model.tract is not None and first is not None:
         layer = net.get_submodule(first)
         rows, columns = at_first // (2 * layer.weight.numel()), layer.weight[0].numel()
         groups = getattr(layer, "groups", 1)
         gram_flops = 2 * rows * columns**2 * groups
         copied = min(8 * rows * columns * groups, tract.DEVICE_BYTES)
-        gram_bytes = copied + 3 * 8 * columns**2 * groups  # in float64: the matrix, its factor, a solution
+        gram = 8 * columns**2 * groups
+        gram_memory = copied + 3 * gram  # the matrix, its factor, a solution
     return Cost(
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         weights=sum(value.numel() * value.element_size() for value in net.state_dict().values()),
@@ -77,7 +79,8 @@ def measure(recipe: Recipe, net: nn.Module) -> Cost:
         training=(3 * total - at_first) // lane,
         tract=gram_flops // lane,
         activations=activations,
-        tract_memory=gram_bytes,
+        tract_memory=gram_memory,
+        gram=gram,
     )
 
 

@@ -19,6 +19,7 @@ LAYERS = [
     {"checkpoint", "engine", "processes"},
     {"evaluate", "folder", "log"},
     {"loop", "runs", "plan"},
+    {"scaling"},
     {"cli"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
