@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from deit_tract import recipe_source as source
-from deit_tract.errors import UserError, UserErrors
+from deit_tract.errors import UserError, UserErrors, escaped, on_one_line, short
 from deit_tract.recipe_source import KeyPath, Value, Values
 from deit_tract.schema import Recipe, Section
 
@@ -23,6 +23,9 @@ FREE_KEYS = (
     *("about", "expect", "data.dir", "data.verify", "data.workers", "evaluate.batch_size", "save", "log"),
     *("data.skip_unreadable", "faults"),
 )
+
+# Arguments of timm.create_model that read files of weights or fetch them
+LOADING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 def load(name: str, overrides: Iterable[str] = (), data_dir: str | None = None) -> Recipe:
@@ -91,8 +94,9 @@ def _check(recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
     for key in ("mean", "std"):
         if len(getattr(data, key)) != data.channels:
             yield ("data", key), f"{len(getattr(data, key))} values for {data.channels} channels", "give one a channel"
+    yield from _check_args(recipe.model.args)
     policy = recipe.augment.rand_augment
-    if policy and not re.fullmatch(r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*", policy):
+    if policy and not re.fullmatch(r"rand(-(m\d+|n\d+|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]))*", policy):
         yield ("augment", "rand_augment"), f"'{policy}' is no RandAugment policy", "write it as rand-m9-mstd0.5-inc1"
     if policy and data.channels != 3:
         yield ("augment", "rand_augment"), "RandAugment needs RGB images", "set it to null"
@@ -104,19 +108,31 @@ def _check(recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
             yield path, f"{list(pair)} is not a range of positive numbers", "give [smallest, largest]"
 
 
+def _check_args(args: dict[str, Any]) -> Iterator[tuple[KeyPath, str, str]]:
+    for key, value in args.items():
+        if not key.isidentifier():
+            yield ("model", "args", key), f"'{key}' is not the name of an argument", ""
+        if key in LOADING:
+            yield ("model", "args", key), f"a recipe loads no weights, '{key}' does", "use finetune.py --checkpoint"
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            yield ("model", "args", key), f"'model.args.{key}' must be finite numbers", ""
+
+
 def _explain_error(error: dict, values: Values, where: str) -> UserError:
     """One pydantic error as a line: where, what, what instead."""
     path = tuple(str(key) for key in error["loc"])
     key, origins = ".".join(path), {p: v.origin for p, v in values.items()}
     place = _place(path, origins, where)
     if error["type"] == "extra_forbidden":
-        return UserError(place, f"no such key '{key}'", _suggest(path))
+        return UserError(place, f"no such key '{short(key)}'", _suggest(path))
     if error["type"] == "missing":
         return UserError(place, f"'{key}' is missing")
     if error["type"] in ("model_type", "dict_type"):
         return UserError(place, f"'{key}' is a section", "set one of its keys")
     what = error["msg"].replace("Input should be", f"'{key}' must be")
-    return UserError(place, f"{what}, not {json.dumps(error['input'], default=str)}")
+    return UserError(place, f"{what}, not {short(json.dumps(error['input'], default=str))}")
 
 
 def _place(path: KeyPath, origins: dict[KeyPath, str], where: str) -> str:
@@ -174,9 +190,14 @@ def explain(recipe: Recipe) -> str:
         )
         lines += ["  " * depth + f"{section[depth]}:" for depth in range(shared, len(section))]
         current = section
-        entry = "  " * len(section) + f"{path[-1]}: {json.dumps(value, ensure_ascii=False)}"
-        lines.append(f"{entry:<60}  # {' '.join(origin.split())}")
+        entry = "  " * len(section) + f"{path[-1]}: {_quoted(value)}"
+        lines.append(f"{entry:<60}  # {on_one_line(origin)}")
     return "\n".join(lines) + "\n"
+
+
+def _quoted(value: Any) -> str:
+    """A value as JSON, with escapes for those characters that YAML does not take, or takes for a line's end."""
+    return "".join(c if c.isprintable() else escaped(c) for c in json.dumps(value, ensure_ascii=False))
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

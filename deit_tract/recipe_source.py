@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from deit_tract.errors import UserError
+from deit_tract.errors import UserError, on_one_line, short
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
 
 KeyPath = tuple[str, ...]
+
+# Far above any recipe's; beyond them a file is something else, and takes minutes to read or fails deep inside
+FILE_BYTES, CHAIN, DEPTH, KEY = 2**18, 20, 20, 100
 
 
 class Value(NamedTuple):
@@ -52,13 +55,20 @@ for _tag, (_pattern, _first, _) in _SCALARS.items():
 def find(name: str) -> Path:
     """The file of a recipe NAME below recipes/, or FILE itself. Raises UserError with the nearest name."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        if not Path(name).is_file():
-            raise UserError(name, "no such recipe file")
+        if not _is_file(Path(name)):
+            raise UserError(short(name, 500), "no such recipe file")
         return Path(name)
     files = names()
     if name not in files:
-        raise UserError("recipe", f"no recipe '{name}'", nearest(name, files) or "see --list")
+        raise UserError("recipe", f"no recipe '{short(name)}'", nearest(name, files) or "see --list")
     return files[name]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def names() -> dict[str, Path]:
@@ -81,15 +91,17 @@ def read_chain(path: Path, errors: list[UserError], seen: tuple[Path, ...] = ())
     if path in seen:
         cycle = " -> ".join(p.stem for p in (*seen[seen.index(path) :], path))
         raise UserError(display(path), f"base goes round in a circle: {cycle}", "remove one of them")
+    if len(seen) > CHAIN:
+        raise UserError(display(path), f"is the end of more than {CHAIN} bases, each on the next", "join some of them")
     values = read_file(path, errors)
     base = values.pop(("base",), None)
     if base is None:
         return values
     if not isinstance(base.value, str):
         raise UserError(base.origin, "'base' must be a recipe's name")
-    beside = path.with_name(f"{base.value}.yaml")
+    beside = path.parent / f"{base.value}.yaml"
     try:
-        lower = beside if beside.is_file() else find(base.value)
+        lower = beside if _is_file(beside) else find(base.value)
     except UserError as error:
         raise UserError(base.origin, *error.args[1:]) from None
     return merge(read_chain(lower, errors, (*seen, path)), values)
@@ -99,6 +111,8 @@ def read_file(path: Path, errors: list[UserError]) -> Values:
     """One file, flattened, without its base."""
     where = display(path)
     try:
+        if path.stat().st_size > FILE_BYTES:
+            raise UserError(where, f"has {path.stat().st_size:,} bytes, no recipe has more than {FILE_BYTES:,}")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(where, f"cannot be read ({error})") from None
@@ -108,10 +122,15 @@ def read_file(path: Path, errors: list[UserError]) -> Values:
 def parse_override(text: str, errors: list[UserError]) -> Values:
     """`section.key=value` of --set, the value read as YAML."""
     key, equals, value = text.partition("=")
+    origin = on_one_line(f"--set {short(text, 200)}")
     if not equals or not key:
-        raise UserError(f"--set {text}", "must read section.key=value")
+        raise UserError(origin, "must read section.key=value")
     path = tuple(key.strip().split("."))
-    values = parse(f"x: {value}", lambda line: f"--set {text}", errors)
+    if max(map(len, path)) > KEY or len(path) > DEPTH:
+        raise UserError(origin, f"'{short(key)}' is too long for a key")
+    values = parse(f"x: {value}", lambda line: origin, errors)
+    if any(sub[0] != "x" for sub in values):
+        raise UserError(origin, "sets more than one key", "give each a --set of its own")
     return {path + sub[1:]: value for sub, value in values.items()}
 
 
@@ -121,7 +140,7 @@ def parse(text: str, origin: Callable[[int], str], errors: list[UserError]) -> V
         node = yaml.compose(text, Loader=_StrictLoader)
         if node is None:
             return {}
-        if not isinstance(node, yaml.MappingNode):
+        if not isinstance(node, yaml.MappingNode) or node.tag != "tag:yaml.org,2002:map":
             raise UserError(origin(1), "must be a list of `section:` entries")
         return _flatten(node, (), origin, errors)
     except yaml.MarkedYAMLError as error:
@@ -137,26 +156,38 @@ def _flatten(mapping: yaml.MappingNode, prefix: KeyPath, origin, errors) -> Valu
     for key_node, node in mapping.value:
         line, key = key_node.start_mark.line + 1, key_node.value
         path = (*prefix, str(key))
-        if not isinstance(key_node, yaml.ScalarNode):
+        if not isinstance(key_node, yaml.ScalarNode) or not _is_text(key):
             errors.append(UserError(origin(line), "a key must be plain text"))
+        elif len(key) > KEY or len(path) > DEPTH:
+            what = f"'{short(key)}' is too long for a key" if len(key) > KEY else f"nested deeper than {DEPTH} keys"
+            errors.append(UserError(origin(line), what))
         elif key in lines:
             what = f"'{'.'.join(path)}' is already set in line {lines[key]}"
             errors.append(UserError(origin(line), what, "keep one of them"))
-        elif isinstance(node, yaml.MappingNode):
+        elif isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             values |= _flatten(node, path, origin, errors)
         else:
-            values[path] = Value(_plain(node, origin, errors), origin(line))
+            values[path] = Value(_plain(node, origin, errors, len(path)), origin(line))
         lines.setdefault(str(key), line)
     return values
 
 
-def _plain(node: yaml.Node, origin, errors) -> Any:
+def _is_text(value: str) -> bool:
+    """Whether it can be written again; YAML's "\\ud800" cannot."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _plain(node: yaml.Node, origin, errors, depth: int) -> Any:
     """A scalar or a list of them."""
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, origin, errors) for item in node.value]
     where = origin(node.start_mark.line + 1)
-    if not isinstance(node, yaml.ScalarNode) or node.tag not in _SCALARS:
-        errors.append(UserError(where, f"{node.tag.removeprefix('tag:yaml.org,2002:')} is not a value of a recipe"))
+    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+        if depth < DEPTH:
+            return [_plain(item, origin, errors, depth + 1) for item in node.value]
+        errors.append(UserError(where, f"nested deeper than {DEPTH} lists"))
+        return None
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in _SCALARS or not _is_text(node.value):
+        kind = "half a character" if node.tag in _SCALARS else short(node.tag.removeprefix("tag:yaml.org,2002:"))
+        errors.append(UserError(where, f"{kind} is not a value of a recipe"))
         return None
     try:
         return _SCALARS[node.tag][2](node.value)

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Epochs = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -39,7 +40,7 @@ class Data(Section):
     classes: Count = Field(description="number of classes, checked against the data")
     mean: list[float] = Field([0.485, 0.456, 0.406], description="per channel, subtracted after scaling to [0, 1]")
     std: list[Positive] = Field([0.229, 0.224, 0.225], description="per channel, divided by")
-    workers: Annotated[int, Field(ge=0)] = Field(4, description="loader processes per training process")
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(4, description="loader processes per training process")
     verify: bool = Field(True, description="insist on the data set's official counts; false accepts a part of it")
     skip_unreadable: Annotated[int, Field(ge=0)] = Field(
         0, description="so many unreadable training images are each replaced by another; one more ends the run"
@@ -67,7 +68,7 @@ class Affine(Section):
 class Augment(Section):
     repeats: Count = Field(1, description="repeated augmentation: views of an image per epoch's order")
     crop_scale: Pair | None = Field(None, description="area range of a random resized crop; null resizes only")
-    crop_padding: Annotated[int, Field(ge=0)] = Field(
+    crop_padding: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="without crop_scale: reflect so many pixels around the resized image and crop at random"
     )
     crop_ratio: Pair = Field((3 / 4, 4 / 3), description="aspect range of a random resized crop")
@@ -103,10 +104,10 @@ class Optim(Section):
 
 class Schedule(Section):
     name: Literal["cosine", "constant"] = Field("cosine", description="after warm-up; the cosine spans the whole run")
-    epochs: Positive | None = Field(None, description="length of the run, or")
+    epochs: Epochs | None = Field(None, description="length of the run, or")
     steps: Count | None = Field(None, description="length of the run")
-    warmup_epochs: NonNegative | None = Field(None, description="linear warm-up, or")
-    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(None, description="linear warm-up")
+    warmup_epochs: Annotated[float, Field(ge=0, le=1e6)] | None = Field(None, description="linear warm-up, or")
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(None, description="linear warm-up")
     update: Literal["step", "epoch"] = Field(
         "step", description="epoch: one lr an epoch, one epoch late, as DeiT's loop"
     )
@@ -123,14 +124,14 @@ class Ema(Section):
 
 
 class Evaluate(Section):
-    every_epochs: Positive | None = Field(None, description="and always at the end, or")
+    every_epochs: Epochs | None = Field(None, description="and always at the end, or")
     every_steps: Count | None = Field(None, description="and always at the end")
     batch_size: Count = Field(256, description="images per process and forward")
     crop: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="centre crop as a fraction of the resized side")
 
 
 class Save(Section):
-    every_epochs: Positive | None = Field(None, description="and always at the end, or")
+    every_epochs: Epochs | None = Field(None, description="and always at the end, or")
     every_steps: Count | None = Field(None, description="and always at the end")
     keep: Count = Field(2, description="newest checkpoints kept")
     background: bool = Field(False, description="write while training goes on; costs a copy of the state in memory")
