@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -144,9 +145,17 @@ def verify(path: Path) -> str | None:
 
 
 def read(path: Path) -> tuple[dict[str, dict], dict, dict[str, Any]]:
-    """A verified checkpoint as (weights, optimizer, progress), on the CPU."""
+    """A verified checkpoint as (weights, optimizer, progress), on the CPU.
+
+    Raises UserError where optimizer.pt holds anything but tensors and plain values: its checksum says that it is whole,
+    not who wrote it.
+    """
     weights = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-    optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    try:
+        optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        what = "holds what train.py never wrote; nothing of it was run"
+        raise UserError(path / "optimizer.pt", what, "use a checkpoint of your own") from None
     return weights, optimizer, json.loads((path / "progress.json").read_text(encoding="utf-8"))
 
 

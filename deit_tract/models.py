@@ -3,6 +3,7 @@
 import math
 from argparse import Namespace
 from contextlib import AbstractContextManager, nullcontext
+from pickle import UnpicklingError
 
 import timm
 import torch
@@ -27,8 +28,9 @@ def build(recipe: Recipe) -> nn.Module:
     size = {"img_size": data.image_size} if _has_fixed_size(model.name) else {}
     try:
         net = timm.create_model(model.name, num_classes=data.classes, in_chans=data.channels, **(size | model.args))
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError("model.args", f"timm cannot build {model.name} ({error})") from None
+    except Exception as error:  # whatever a model makes of arguments that it did not expect
+        what = f"timm cannot build {model.name} ({type(error).__name__}: {error})"
+        raise UserError("model.args", what) from None
     if model.class_token_std is not None:
         if getattr(net, "cls_token", None) is None:
             raise UserError("model.class_token_std", f"{model.name} has no class token", "set it to null")
@@ -138,6 +140,9 @@ def _read(source: str) -> dict[str, Tensor]:
             return load_file(source)
         with torch.serialization.safe_globals([Namespace]):  # DeiT's main.py stores its arguments beside the weights
             content = torch.load(source, "cpu", weights_only=True)
+    except UnpicklingError:  # whose text advises to load it with weights_only=False
+        reason = "broken, or it holds more than weights and plain values; nothing of it was run"
+        raise UserError(source, f"cannot be read as weights ({reason})", "save its state_dict alone") from None
     except Exception as error:  # whatever the format's reader or the hub raises
         raise UserError(source, f"cannot be read as weights ({' '.join(str(error).split())[:200]})") from None
     weights = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else {}
