@@ -14,6 +14,7 @@ from deit_tract.errors import UserError
 from deit_tract.plan import CORE_RATE, ON_DISK, Lines, Plan
 
 NODE = 8  # GPUs a node
+MOST = 2**16
 BUCKET = 25 * 2**20  # bytes of gradients in one all-reduce, after a first of 1 MiB: torch's DDP
 IMAGE_BYTES = 115_000  # a file of ImageNet's training images: their tar's 148 GB over 1,281,167
 DISKS = {"0.2 GB/s": 0.2e9, "1 GB/s": 1e9, "5 GB/s": 5e9}  # what one process writes; choice
@@ -72,8 +73,8 @@ class Scale:
 def make(plan: Plan, gpus: int) -> Scale:
     """The plan on `gpus` GPUs. Raises UserError naming the choices where there are more of them than lanes."""
     batch = plan.recipe.batch
-    if gpus < 1:
-        raise UserError("--gpus", f"{gpus} is no number of GPUs", "give 1 or more")
+    if not 1 <= gpus <= MOST:
+        raise UserError("--gpus", f"{gpus} is no number of GPUs", f"give 1 to {MOST:,}")
     if gpus > batch.lanes:
         raise UserError("--gpus", f"{gpus} processes for batch.lanes {batch.lanes}", _choices(batch, gpus))
     lanes = [len(lanes_of(rank, gpus, batch.lanes)) for rank in range(gpus)]
@@ -130,6 +131,13 @@ def hours(scale: Scale, rate: float, link: Link | None, disk: float, looking: fl
     return {part: value / 3600 for part, value in seconds.items()}
 
 
+def rates(scale: Scale) -> dict[str, float]:
+    """Images/s that each kind of GPU trains, of those that can run a lane."""
+    plan, needed = scale.plan, sum(scale.plan.memory.values())
+    rates = {name: speed(plan.recipe, plan.cost, gpu) for name, gpu in GPUS.items() if needed <= gpu.memory * GIB}
+    return {name: rate for name, rate in rates.items() if rate}
+
+
 def images_per_second(scale: Scale, rate: float, link: Link | None = None) -> float:
     """Of all GPUs together, that with most lanes setting the pace; each step waits for its all-reduce over `link`."""
     wait = all_reduce(scale, link) if link else 0.0
@@ -163,8 +171,7 @@ def _what(scale: Scale) -> Lines:
         whole = f"{_mb(scale.plan.cost.gram)} in float64"
         lines.append(("Gram matrix", f"{whole}, summed as well" if scale.gram else
                       f"each lane's own, nothing is sent (tract_gram batch: {whole} a step)"))  # fmt: skip
-    memory = sum(scale.plan.memory.values())
-    return [*lines, ("memory", f"{memory / GIB:.2f} GiB on each GPU, an estimate (--plan has its parts)")]
+    return lines
 
 
 def _steps(scale: Scale) -> Lines:
@@ -173,7 +180,7 @@ def _steps(scale: Scale) -> Lines:
     head = f"{'lanes':>9}" + "".join(f"{name:>18}" for name in links)
     sums = " " * 9 + "".join(f"{1e3 * all_reduce(scale, link):>18.2f}" for link in links.values())
     lines = [("step, ms", head)] + [("  all-reduce", sums)] * bool(links)
-    for name, rate in _rates(scale).items():
+    for name, rate in rates(scale).items():
         alone = scale.images / rate
         whole = [alone + all_reduce(scale, link) for link in links.values()]
         lines.append(
@@ -190,7 +197,7 @@ def _reading(scale: Scale) -> Lines:
     known = recipe.data.name == "imagenet"
     head = f"{'images/s':>9}{'cores':>18}" + f"{'files read/s':>18}{'MB/s' if known else '':>18}{'all nodes, GB/s':>18}"
     lines = [("a node", head if known else head[:45])]
-    for name, rate in _rates(scale).items():
+    for name, rate in rates(scale).items():
         per_node = images_per_second(scale, rate) * scale.per_node / scale.gpus
         cells = f"{per_node:>9,.0f}{math.ceil(per_node / CORE_RATE):>18,}{per_node:>18,.0f}"
         if known:
@@ -220,7 +227,7 @@ def _hours(scale: Scale) -> Lines:
         return []
     names = ("lanes", "all-reduce", "evaluation", "saving", "together")
     lines = [("hours", "".join(f"{name:>12}" for name in names)[3:])]
-    lines += [row(name, rate, looking) for name, rate in _rates(scale).items()]
+    lines += [row(name, rate, looking) for name, rate in rates(scale).items()]
     if plan.recipe.data.name in ON_DISK:
         workers = plan.recipe.data.workers
         lines.append(row(f"{workers} workers", CORE_RATE * max(workers, 1), 1.0))
@@ -248,13 +255,6 @@ def _assumptions(scale: Scale) -> Lines:
     if scale.plan.saves is not None:
         rules.append("hours: over the first link, checkpoints at 1 GB/s; the slower of GPUs and workers sets the pace")
     return [("assumed" if i == 0 else "", rule) for i, rule in enumerate(rules)]
-
-
-def _rates(scale: Scale) -> dict[str, float]:
-    """Images/s that each kind of GPU trains, of those that can run a lane."""
-    plan, needed = scale.plan, sum(scale.plan.memory.values())
-    rates = {name: speed(plan.recipe, plan.cost, gpu) for name, gpu in GPUS.items() if needed <= gpu.memory * GIB}
-    return {name: rate for name, rate in rates.items() if rate}
 
 
 def _mb(number: float) -> str:
