@@ -1,6 +1,5 @@
 """The training loop. Accelerate launches, wraps, casts and reduces; data, schedule and randomness are ours."""
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -39,9 +38,9 @@ def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
             newest = on_main(accelerator, checkpoint.newest, folder / "checkpoints")
             run = together(accelerator, Run, recipe, folder, accelerator, newest, weights)
             summary = _watched(run, stop)
+            accelerator.end_training()
     finally:
         lock.release()
-    accelerator.end_training()
     return summary
 
 
@@ -54,9 +53,6 @@ def _watched(run: "Run", stop: Stop) -> dict:
             missing = stop.missing(run.step + 1)
             if missing is None:
                 raise
-            if not run.accelerator.is_local_main_process:
-                time.sleep(5)  # one process a machine speaks; the first to end makes the launcher end the others
-                raise SystemExit(2) from error
             raise missing from error
     except BaseException as error:
         with suppress(UserError):  # a full disk: the first error is the one to show

@@ -69,7 +69,9 @@ class Stop:
             self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error, *_) -> None:
+        if error is None and self._work is not None:
+            self._work.wait()  # of the last step
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -90,7 +92,8 @@ class Stop:
     def missing(self, step: int, patience: float = 5.0) -> UserError | None:
         """After a failed exchange: which processes are gone or hang; None where all answer.
 
-        Each process that gets here leaves a note; those that have left none after `patience` seconds are missing.
+        Each process that gets here leaves a note; those that have left none after `patience` seconds are missing. The
+        first of the others speaks, they end without a word.
         """
         if self.processes == 1:
             return None
@@ -104,5 +107,8 @@ class Stop:
             return UserError(f"step {step}", "process 0 or its launcher is gone", "run the same command again")
         if not absent:
             return None
+        if self.rank != min(set(range(self.processes)) - set(absent)):
+            time.sleep(patience)  # the first to end makes the launcher end the others
+            raise SystemExit(2)
         what = f"{', '.join(names)} did not answer: gone, or hanging for {self.timeout:g} s"
         return UserError(f"step {step}", what, "look at its output or stack; the same command goes on")
