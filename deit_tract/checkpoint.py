@@ -113,12 +113,13 @@ def _copied(state: Any) -> Any:
     return state
 
 
-def newest(folder: Path, say: Callable[[str], None] = print) -> Path | None:
+def newest(folder: Path, say: Callable[[str], None] = print, tidy: bool = True) -> Path | None:
     """The newest whole checkpoint, each broken one before it said; None where there is none at all.
 
+    `tidy` removes what a killed save left; it must be off for another run's folder, which may just be saving.
     Raises UserError where there are checkpoints and none is whole: starting anew would be a silent loss.
     """
-    for leftover in folder.glob(".step_*.tmp"):
+    for leftover in folder.glob(".step_*.tmp") if tidy else ():
         shutil.rmtree(leftover, ignore_errors=True)
     steps = sorted(_steps(folder), reverse=True)
     for step in steps:

@@ -1,5 +1,9 @@
 """Exact evaluation: every sample counted once, whatever the number of processes."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -9,21 +13,29 @@ from deit_tract.models import autocast
 from deit_tract.schema import Recipe
 
 
-@torch.inference_mode()
 def evaluate(task, model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> dict[str, float]:
-    """The task's metrics of a bare model over the validation data, the same on every process.
+    """The task's metrics of a bare model over the validation data, the same on every process."""
+    cast = partial(autocast, recipe, accelerator.device)
+    return evaluate_by(task, model, accelerator, recipe.evaluate.batch_size, recipe.data.workers, cast)
+
+
+@torch.inference_mode()
+def evaluate_by(
+    task, model: nn.Module, accelerator: Accelerator, size: int, workers: int, cast: Callable[[], Any]
+) -> dict[str, float]:
+    """`evaluate` without a recipe: batches of `size` samples from so many loader workers, each in a context `cast()`.
 
     Process r takes samples r, r + processes, ...; nothing is padded, the sums are added.
     """
-    count, size, device = len(task.val_data), recipe.evaluate.batch_size, accelerator.device
+    count, device = len(task.val_data), accelerator.device
     mine = range(accelerator.process_index, count, accelerator.num_processes)
     batches = [[View(index, 0) for index in mine[first : first + size]] for first in range(0, len(mine), size)]
-    data = loader(Views(task.val_data, task.eval_transform), batches, recipe.data.workers, device.type == "cuda")
+    data = loader(Views(task.val_data, task.eval_transform), batches, workers, device.type == "cuda")
     names, total = [], torch.zeros(0)
     was_training = model.training
     model.eval()
     for batch in checked(data):
-        with autocast(recipe, device):
+        with cast():
             sums = task.evaluate(model, [tensor.to(device, non_blocking=True) for tensor in batch])
         names, values = list(sums), torch.stack([value.float() for value in sums.values()])
         total = values if not len(total) else total + values
@@ -33,15 +45,17 @@ def evaluate(task, model: nn.Module, recipe: Recipe, accelerator: Accelerator) -
 
 def _add_up(names: list[str], total: torch.Tensor, accelerator: Accelerator, count: int) -> dict[str, float]:
     """Sums over processes, of which some may have had no sample; every sample must be in them once."""
-    shares = [None] * accelerator.num_processes
-    mine = dict(zip(names, total.tolist(), strict=True))
-    if accelerator.num_processes > 1:
-        torch.distributed.all_gather_object(shares, mine)
-    else:
-        shares = [mine]
     sums: dict[str, float] = {}
-    for share in shares:
+    for share in shares(dict(zip(names, total.tolist(), strict=True)), accelerator):
         for name, value in share.items():
             sums[name] = sums.get(name, 0.0) + value
     assert sums["count"] == count, f"evaluated {sums['count']} of {count} samples"
     return sums
+
+
+def shares(mine: Any, accelerator: Accelerator) -> list:
+    """What each process hands in, process 0's first, on every process."""
+    everyone = [mine] * accelerator.num_processes
+    if accelerator.num_processes > 1:
+        torch.distributed.all_gather_object(everyone, mine)
+    return everyone

@@ -263,7 +263,7 @@ def _weights_file(source: str) -> str:
     """The weights that --checkpoint means: of a run's newest checkpoint, else what it says."""
     if not (Path(source) / "checkpoints").is_dir():
         return source
-    newest = checkpoint.newest(Path(source) / "checkpoints")
+    newest = checkpoint.newest(Path(source) / "checkpoints", tidy=False)
     if newest is None:
         raise UserError(source, "this run has no checkpoint yet")
     return str(newest / "model.safetensors")

@@ -108,7 +108,7 @@ def load_weights(model: nn.Module, source: str, new_head: bool = False) -> None:
     Takes timm's and DeiT-III's names (gamma_1 for ls1.gamma), bare or under "model"; resizes the position embedding.
     With `new_head` the classifier stays as it is. Raises UserError on any other missing or unexpected key or shape.
     """
-    weights = {_timm_name(key): value for key, value in _read(source).items()}
+    weights = read_weights(source)
     if isinstance(weights.get("pos_embed"), Tensor):
         weights["pos_embed"] = _resized(weights["pos_embed"], model)
     own = model.state_dict()
@@ -129,6 +129,11 @@ def load_weights(model: nn.Module, source: str, new_head: bool = False) -> None:
             instead = "set model.new_head=true for other classes" if only_head else "is it of another model?"
             raise UserError(source, f"{what} {listed}", instead)
     model.load_state_dict(weights, strict=not head)
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """The weights of a file or of `timm:NAME`, under timm's names. Raises UserError where there are none."""
+    return {_timm_name(key): value for key, value in _read(source).items()}
 
 
 def _read(source: str) -> dict[str, Tensor]:

@@ -105,14 +105,19 @@ def on_disk(directory: str, mode: str = "RGB", ordered: bool = False) -> Splits:
 
     `ordered` insists on the reference's order. Raises UserError where a part is not there or not sorted by class.
     """
+    return Splits(*parts_on_disk(directory, mode, ordered, (TRAIN, VAL)))
+
+
+def parts_on_disk(directory: str, mode: str, ordered: bool, parts: tuple[tuple[str, ...], ...]) -> list[Images]:
+    """`on_disk` for the parts that are asked for, each by the names that it may have."""
     prefix, _, name = directory.partition("/")
     if prefix == "hfds" and name:
-        return Splits(*(_hub(name, names, mode, ordered) for names in (TRAIN, VAL)))
+        return [_hub(name, names, mode, ordered) for names in parts]
     root = Path(directory)
     if not root.is_dir():
         raise UserError(root, "no such folder", "give --data-dir DIR with train/ and val/ inside")
-    places = [place_of(root, names) for names in (TRAIN, VAL)]
-    return Splits(*(_open(place, mode, ordered) for place in places))
+    places = [place_of(root, names) for names in parts]
+    return [_open(place, mode, ordered) for place in places]
 
 
 def place_of(root: Path, names: tuple[str, ...]) -> Path:

@@ -40,19 +40,24 @@ class Classify:
     def evaluate(self, model: nn.Module, batch: list[Tensor]) -> dict[str, Tensor]:
         """Sums over a batch, to be added over batches and processes."""
         images, labels = batch
-        logits = model(images).float()
-        best = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        return {"count": labels.new_tensor(len(labels)), "top1": best[:, 0].sum(), "top5": best.sum(), "loss": loss}
+        return count_right(model(images).float(), labels)
 
     def summarize(self, sums: dict[str, float]) -> dict[str, float]:
         """Sums over all samples to metrics: top-1 and top-5 in percent, cross-entropy."""
-        count = sums["count"]
-        return {
-            "top1": 100 * sums["top1"] / count,
-            "top5": 100 * sums["top5"] / count,
-            "val_loss": sums["loss"] / count,
-        }
+        return summarize(sums)
+
+
+def count_right(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Sums over a batch: samples, right at first, right among the best five, cross-entropy. logits: (b, classes)."""
+    best = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    return {"count": labels.new_tensor(len(labels)), "top1": best[:, 0].sum(), "top5": best.sum(), "loss": loss}
+
+
+def summarize(sums: dict[str, float]) -> dict[str, float]:
+    """What `count_right` gave, added up, as metrics."""
+    count = sums["count"]
+    return {"top1": 100 * sums["top1"] / count, "top5": 100 * sums["top5"] / count, "val_loss": sums["loss"] / count}
 
 
 def thresholded_bce(logits: Tensor, targets: Tensor) -> Tensor:
