@@ -8,16 +8,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "deit_tract"
 
 LAYERS = [
-    {"errors", "gram", "schema"},
+    {"errors", "gram", "schema", "measures"},
     {"tract", "recipe_source"},
     {"published"},
     {"recipe"},
     {"data.stream", "data.readers"},
     {"data.imagenet"},
     {"models", "optim", "data.datasets", "data.augment", "data.mix"},
-    {"tasks.classify", "cost", "zero"},
-    {"checkpoint", "engine", "processes"},
-    {"evaluate", "folder", "log"},
+    {"tasks.classify", "cost", "zero", "data.held_out"},
+    {"checkpoint", "engine", "processes", "tasks.predictions"},
+    {"evaluate", "folder", "log", "trained", "reports"},
     {"loop", "runs", "plan"},
     {"scaling"},
     {"cli"},
