@@ -18,7 +18,7 @@ LAYERS = [
     {"tasks.classify", "cost", "zero", "data.held_out"},
     {"checkpoint", "engine", "processes", "tasks.predictions"},
     {"evaluate", "folder", "log", "trained", "reports"},
-    {"loop", "runs", "plan"},
+    {"loop", "runs", "plan", "export"},
     {"scaling"},
     {"cli"},
 ]
