@@ -1,6 +1,7 @@
 """Shared by the tests: short training runs in this process or in real ones, and the real images beside the checkout."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -85,6 +86,18 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, s
 def run(*arguments: str, timeout: float = 300, **how) -> tuple[int, str, str]:
     """`command`, to its end."""
     return finish(command(*arguments, **how), timeout)
+
+
+def worlds(folder: Path, jobs: Sequence[tuple], timeout: float = 600) -> str:
+    """Train in real processes: (name of a folder below `folder`, processes, overrides) each; what was said.
+
+    Cheaper than a launcher for each: dist/worlds.py imports once and forks.
+    """
+    path = folder / "jobs.json"
+    path.write_text(json.dumps([[str(folder / name), n, "quickstart", [*overrides]] for name, n, overrides in jobs]))
+    code, out, err = run(str(path), script="tests/dist/worlds.py", timeout=timeout)
+    assert code == 0, err
+    return out
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, command, environment, finish, kill, losses, run, sets, short, train
+from conftest import ROOT, command, environment, finish, kill, losses, run, sets, short, train, worlds
 from kill_rounds import workers
 from PIL import Image
 from safetensors.torch import load_file
@@ -67,19 +67,17 @@ def test_a_signal_to_one_process_saves_and_stops_all(tmp_path, processes, number
 def test_the_exact_switch_gives_the_same_bits_on_any_number_of_processes(tmp_path):
     """1, 2, 3, 4 and 8 processes for 8 lanes, and a run that changes from 3 to 2."""
     overrides = short(12, "batch.exact=true", "batch.lanes=8", "save.every_steps=6", "save.keep=3")
-    for processes in (1, 2, 3, 4, 8):
-        code, out, err = again(tmp_path / str(processes), overrides, processes)
-        assert code == 0 and f"on {processes} process(es)" in out, err
+    inexact = [value for value in overrides if "exact" not in value]
+    jobs = [(str(processes), processes, overrides) for processes in (1, 2, 3, 4, 8)]
+    worlds(tmp_path, [*jobs, ("summed by the network", 8, inexact)])
     shutil.copytree(tmp_path / "3", tmp_path / "3 to 2")
     shutil.rmtree(tmp_path / "3 to 2" / "checkpoints" / "step_00000012")
-    assert again(tmp_path / "3 to 2", overrides, 2)[0] == 0
+    worlds(tmp_path, [("3 to 2", 2, overrides)])
     expected = losses(log.read_metrics(tmp_path / "1"))
     assert len(expected) == 12
     for name in ("2", "3", "4", "8", "3 to 2"):
         assert state(tmp_path / name, 12) == state(tmp_path / "1", 12), name
         assert losses(log.read_metrics(tmp_path / name)) == expected
-    inexact = [value for value in overrides if "exact" not in value]
-    again(tmp_path / "summed by the network", inexact, 8)
     assert losses(log.read_metrics(tmp_path / "summed by the network")) == pytest.approx(expected, rel=0, abs=5e-6)
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, command, finish, free_port, kill, losses, run, sets, short
+from conftest import ROOT, command, finish, free_port, kill, losses, run, sets, short, worlds
 from safetensors.torch import load_file
 
 from deit_tract import log
@@ -13,26 +13,28 @@ from deit_tract import log
 pytestmark = pytest.mark.slow
 
 OVERRIDES = short(100, "evaluate.every_steps=50", "save.every_steps=50")
-
-
-def trained(folder, processes: int, *overrides: str) -> list[dict]:
-    arguments = ["--recipe", "quickstart", "--output", str(folder), *sets([*OVERRIDES, *overrides])]
-    code, out, err = run(*arguments, processes=processes)
-    assert code == 0, err
-    assert f"on {processes} process(es)" in out and out.count("finished: top1") == 1, "only process 0 speaks"
-    return log.read_metrics(folder)
+EIGHT = [*OVERRIDES, "batch.lanes=8"]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    return folder, trained(folder, 1)
+def runs(tmp_path_factory):
+    """Folders 1 to 4 with four lanes, `1 of 8` and `8 of 8` with eight; and all that was said."""
+    folder = tmp_path_factory.mktemp("worlds")
+    jobs = [(str(processes), processes, OVERRIDES) for processes in (1, 2, 3, 4)]
+    return folder, worlds(folder, [*jobs, ("1 of 8", 1, EIGHT), ("8 of 8", 8, EIGHT)])
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
-def test_losses_and_accuracies_are_those_of_one_process(tmp_path, alone, processes):
-    _, expected = alone
-    records = trained(tmp_path, processes)
+@pytest.fixture
+def alone(runs):
+    return runs[0] / "1", log.read_metrics(runs[0] / "1")
+
+
+@pytest.mark.parametrize("name, one", [("2", "1"), ("3", "1"), ("4", "1"), ("8 of 8", "1 of 8")])
+def test_losses_and_accuracies_are_those_of_one_process(runs, name, one):
+    folder, said = runs
+    records, expected = log.read_metrics(folder / name), log.read_metrics(folder / one)
+    assert said.count(f"on {name[0]} process(es)") == 1 + (name[0] == "1"), "only process 0 speaks"
+    assert len(losses(records)) == 100
     assert losses(records) == pytest.approx(losses(expected), rel=0, abs=5e-6)
     for ours, theirs in zip(records, expected, strict=True):
         assert ours.get("top1") == theirs.get("top1") and ours.get("top5") == theirs.get("top5")
