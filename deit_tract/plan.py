@@ -17,7 +17,7 @@ from torch import nn
 
 from deit_tract import models, optim, published
 from deit_tract.cost import GIB, GPUS, LAUNCHES, MFU, Cost, estimate_memory, measure, speed
-from deit_tract.data import datasets, imagenet
+from deit_tract.data import datasets, imagenet, official
 from deit_tract.data.stream import Stream, lanes_of
 from deit_tract.errors import UserError, UserErrors
 from deit_tract.folder import check_folder
@@ -26,7 +26,8 @@ from deit_tract.schema import Data, Recipe
 
 # Training images, validation images, classes of what needs no look: ILSVRC2012; scikit-learn's digits, a fifth held out
 KNOWN = {"imagenet": (imagenet.TRAIN, imagenet.VAL, 1000), "digits": (1_437, 360, 10)}
-ON_DISK = ("imagenet", "folder")
+KNOWN |= {name: (facts.train, facts.val, facts.classes) for name, facts in official.FACTS.items()}
+ON_DISK = ("imagenet", "folder", *official.FACTS)
 PROCESSES = (1, 2, 4, 8)
 CORE_RATE = 184  # images/s: DeiT's pipeline in PIL, 224 px crops of ImageNet's JPEGs, one Zen 4 core
 
