@@ -33,7 +33,9 @@ class Model(Section):
 
 
 class Data(Section):
-    name: Literal["cifar10", "cifar100", "digits", "folder", "imagenet", "synthetic"] = Field(description="data set")
+    name: Literal["cars", "cifar10", "cifar100", "digits", "flowers102", "folder", "imagenet", "synthetic"] = Field(
+        description="data set"
+    )
     dir: str | None = Field(None, description="where it lies; normally given as --data-dir")
     image_size: Count = Field(description="height and width in pixels that the model sees")
     channels: Literal[1, 3] = Field(3, description="1: greyscale, 3: RGB")

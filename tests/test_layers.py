@@ -15,6 +15,7 @@ LAYERS = [
     {"data.stream", "data.readers"},
     {"data.imagenet", "data.official"},
     {"data.cifar"},
+    {"data.transfer"},
     {"models", "optim", "data.datasets", "data.augment", "data.mix"},
     {"tasks.classify", "cost", "zero", "data.held_out"},
     {"checkpoint", "engine", "processes", "tasks.predictions"},

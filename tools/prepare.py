@@ -4,6 +4,8 @@ python tools/prepare.py imagenet DIR                      everything
 python tools/prepare.py imagenet DIR --quick              classes and counts alone
 python tools/prepare.py imagenet DIR --fix-val LABELS     sort a flat validation folder by class, then check
 python tools/prepare.py folder DIR                        any set as DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE
+python tools/prepare.py cifar10|cifar100|flowers102|cars DIR
+python tools/prepare.py cifar10|cifar100|flowers102 DIR --download     fetch it from its authors first
 
 Every problem is a line on stderr; the exit code is 0 without any, else 2.
 """
@@ -22,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from deit_tract.cli import Parser, script  # noqa: E402
-from deit_tract.data import datasets, imagenet  # noqa: E402
+from deit_tract.data import datasets, imagenet, official, transfer  # noqa: E402
 from deit_tract.errors import UserError, UserErrors  # noqa: E402
 
 
@@ -107,6 +109,15 @@ def check_folder(arguments: argparse.Namespace) -> None:
     report(datasets.on_disk(arguments.dir), [], arguments)
 
 
+def check_official(arguments: argparse.Namespace) -> None:
+    """One of the transfer sets: its files' MD5 where they are published, counts, classes."""
+    if arguments.download:
+        transfer.download(arguments.set, arguments.dir)
+    splits = datasets.Splits(*transfer.load(arguments.set, arguments.dir, verify=False))
+    errors = [*transfer.changed_files(arguments.set, arguments.dir), *official.problems(arguments.set, *splits)]
+    report(splits, errors, arguments)
+
+
 def _workers(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of processes")
@@ -119,15 +130,22 @@ def main() -> None:
     for name, function, about in (
         ("imagenet", check_imagenet, "ImageNet-1k (ILSVRC2012): the official classes and counts"),
         ("folder", check_folder, "any set of class folders"),
+        *(
+            (name, check_official, f"{facts.title}: official files and counts")
+            for name, facts in official.FACTS.items()
+        ),
     ):
         one = sets.add_parser(name, help=about, description=about)
         one.set_defaults(run=function)
-        one.add_argument("dir", metavar="DIR", help="where the set lies: class folders, tars, Hugging Face, hfds/NAME")
+        forms = f"{official.FACTS[name].folder}/" if name in official.FACTS else "class folders, tars, Hugging Face"
+        one.add_argument("dir", metavar="DIR", help=f"where the set lies: {forms}")
         one.add_argument("--workers", metavar="N", type=_workers, default=os.cpu_count(), help="processes that decode")
         one.add_argument("--quick", action="store_true", help="classes and counts alone, no image is opened")
         if name == "imagenet":
             about = "file of `filename synset` lines, or the devkit's folder: sorts DIR/val by class first"
             one.add_argument("--fix-val", metavar="LABELS", type=Path, help=about)
+        if name in official.FACTS:
+            one.add_argument("--download", action="store_true", help="first fetch what is not there from its authors")
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)

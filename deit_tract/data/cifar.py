@@ -44,7 +44,8 @@ def load(name: str, directory: str, mode: str = "RGB", verify: bool = True) -> t
     Raises UserError where a file is missing or is none of CIFAR's, with `verify` where the counts are not official.
     """
     train, test, meta = files(name)
-    folder = official.folder_of(name, directory, [*train, *test, meta])
+    folder = official.folder_of(name, directory)
+    official.need(name, folder, [*train, *test, meta])
     key = TORCHVISION[name].meta["key"]
     classes = [_text(one) for one in _entries(folder / meta, key)[key]]
     splits = tuple(_part(name, folder, part, classes, mode) for part in (train, test))
@@ -57,6 +58,12 @@ def files(name: str) -> tuple[list[str], list[str], str]:
     """The names of the training, test and class-name files."""
     known = TORCHVISION[name]
     return [file for file, _ in known.train_list], [file for file, _ in known.test_list], known.meta["filename"]
+
+
+def md5(name: str) -> dict[str, str]:
+    """The MD5 of every file, as published."""
+    known = TORCHVISION[name]
+    return dict([*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])])
 
 
 def _part(name: str, folder: Path, names: list[str], classes: list[str], mode: str) -> Pixels:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from deit_tract.data import cifar, imagenet
+from deit_tract.data import imagenet, transfer
 from deit_tract.data.readers import Folders, HuggingFace, Images, Tars
 from deit_tract.data.stream import derive
 from deit_tract.errors import UserError
@@ -85,8 +85,8 @@ def _checked(data: Data, mode: str) -> Splits:
     """A recipe's images on disk, after its set's own checks."""
     if data.dir is None:
         raise UserError("data.dir", f"data set '{data.name}' lies on disk", "give --data-dir DIR")
-    if data.name in cifar.TORCHVISION:
-        return Splits(*cifar.load(data.name, data.dir, mode, data.verify))
+    if data.name in transfer.NAMES:
+        return Splits(*transfer.load(data.name, data.dir, mode, data.verify))
     official = data.name == "imagenet"
     splits = on_disk(data.dir, mode, ordered=official and data.verify)
     if official:

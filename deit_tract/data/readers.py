@@ -50,6 +50,7 @@ class Images(Dataset):
     classes: list[str]
     labels: np.ndarray
     mode: str  # PIL's: "RGB" or "L"
+    absent: Sequence[str] = ()  # names that the set's own lists have and that are not there
 
     def open(self, index: int) -> object:
         """What PIL's Image.open takes."""
