@@ -103,10 +103,17 @@ def _train(recipe: recipes.Recipe, arguments: argparse.Namespace) -> None:
             print(f"preempted: saved step {summary['steps']:,}; the same command goes on from it", flush=True)
         sys.exit(PREEMPTED)
     if main:
-        final = ", ".join(
-            f"{key} {value:.2f}" for key, value in summary["final"].items() if key in ("top1", "ema_top1")
-        )
-        print(f"finished: {final} after {summary['steps']:,} steps in {summary['seconds']:.0f} s")
+        print(_ending(summary))
+
+
+def _ending(summary: dict) -> str:
+    """The last evaluation, which is the result, and beside it the best one, which the evaluated images chose."""
+    final, best = (
+        ", ".join(f"{key} {value:.2f}" for key, value in summary[part].items() if key in ("top1", "ema_top1"))
+        for part in ("final", "best")
+    )
+    chosen = f" (best {best} at step {summary['best']['step']:,})" if summary["best"] != summary["final"] else ""
+    return f"finished: {final}{chosen} after {summary['steps']:,} steps in {summary['seconds']:.0f} s"
 
 
 def listing() -> str:

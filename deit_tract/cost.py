@@ -1,5 +1,6 @@
 """What a model costs, from shapes alone: FLOPs and saved bytes are counted, memory and speed on a GPU estimated."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ class Cost(NamedTuple):
     """What a model costs, from shapes alone."""
 
     parameters: int
+    trainable: int  # of the parameters
     weights: int  # bytes of its state dict
     first_layer: str | None
     forward: int  # FLOPs per image
@@ -55,7 +57,8 @@ class Cost(NamedTuple):
 def measure(recipe: Recipe, net: nn.Module) -> Cost:
     """FLOPs and saved bytes of one lane's training forward, run on shapes under the recipe's autocast.
 
-    A backward pass is two forwards, without the gradient that the first layer would send to the images.
+    A backward pass is two forwards, without the gradient that the first layer would send to the images; none is counted
+    where the classifier alone is trained, and attention alone saves less than this says.
     Raises UserError where the model does not take the recipe's images.
     """
     first = _first_layer(net)
@@ -73,10 +76,11 @@ def measure(recipe: Recipe, net: nn.Module) -> Cost:
         gram_memory = copied + 3 * gram  # the matrix, its factor, a solution
     return Cost(
         parameters=sum(parameter.numel() for parameter in net.parameters()),
+        trainable=sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad),
         weights=sum(value.numel() * value.element_size() for value in net.state_dict().values()),
         first_layer=first,
         forward=total // lane,
-        training=(3 * total - at_first) // lane,
+        training=(total if recipe.model.train == "head" else 3 * total - at_first) // lane,
         tract=gram_flops // lane,
         activations=activations,
         tract_memory=gram_memory,
@@ -90,7 +94,9 @@ def _first_layer(net: nn.Module) -> str | None:
     if found:
         return found[0][0]
     try:
-        name = tract.apply_to_first_layer(net)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a frozen layer: it is asked for its place alone
+            name = tract.apply_to_first_layer(net)
     except (TypeError, ValueError):
         return None
     tract.remove(net)
@@ -143,8 +149,8 @@ def estimate_memory(recipe: Recipe, cost: Cost) -> dict[str, int]:
     moments = MOMENTS[recipe.optim.name] if recipe.optim.name != "sgd" or recipe.optim.momentum else 0
     memory = {
         "weights": cost.weights,
-        "gradients": 4 * cost.parameters,
-        "optimizer": 4 * moments * cost.parameters,
+        "gradients": 4 * cost.trainable,
+        "optimizer": 4 * moments * cost.trainable,
         "EMA": cost.weights if recipe.ema.decay is not None else 0,
         "activations": cost.activations,
         "TrAct": cost.tract_memory,

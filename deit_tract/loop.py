@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from deit_tract import checkpoint, engine, models, optim
+from deit_tract import checkpoint, engine, optim, start
 from deit_tract.data.stream import Replaced, Stream, Views, checked, lanes_of, loader
 from deit_tract.errors import UserError
 from deit_tract.evaluate import evaluate
@@ -84,8 +84,9 @@ class Run:
             "evaluate": _every(optim.in_steps(recipe.evaluate, "every_", per_epoch), self.total),
             "save": _every(optim.in_steps(recipe.save, "every_", per_epoch), self.total),
         }
+        self.beginning = ""
         if weights is not None and newest is None:  # a run that goes on has its own; the file may be gone by then
-            models.load_weights(task.bare, _weights_file(weights), recipe.model.new_head)
+            self.beginning = start.load(task.bare, recipe, weights)
         decay = recipe.ema.decay
         self.ema = None if decay is None else ModelEmaV3(task.bare, decay=decay).to(accelerator.device)
         progress = self._start(newest)
@@ -103,7 +104,7 @@ class Run:
 
     def train(self, stop: Stop) -> None:
         """Every step from where the run stands to its end, or to where the processes agree to stop."""
-        self.log.say(self._headline())
+        self.log.say(self._headline() + self.beginning)
         skip = {step - 1 for step in self.recipe.faults.skip_steps}
         steps = [step for step in range(self.step, self.total) if step not in skip]
         views = Views(self.task.train_data, self.task.train_transform, bool(self.recipe.data.skip_unreadable))
@@ -208,10 +209,11 @@ class Run:
         """What runs where, in one line."""
         recipe, batch = self.recipe, self.recipe.batch
         parameters = sum(p.numel() for p in self.task.bare.parameters())
+        trained = "" if recipe.model.train == "all" else f" (trained: {recipe.model.train})"
         tract = f"TrAct {recipe.model.tract}" if recipe.model.tract else "no TrAct"
         begin = f"from step {self.step}" if self.step else f"{self.stream.steps_per_epoch} an epoch"
         return (
-            f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters, {tract}; "
+            f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters{trained}, {tract}; "
             f"{len(self.task.train_data):,} + {len(self.task.val_data):,} images; "
             f"{batch.lanes} lanes of {batch.lane_size} on {self.accelerator.num_processes} process(es), "
             f"{self.accelerator.device.type}, {recipe.precision.autocast or 'float32'}; {self.total:,} steps, {begin}"
@@ -257,16 +259,6 @@ class Meter:
     def state(self) -> list:
         """What has been summed since the last log line, for a checkpoint; after `read`."""
         return [self.loss.item(), self.steps]
-
-
-def _weights_file(source: str) -> str:
-    """The weights that --checkpoint means: of a run's newest checkpoint, else what it says."""
-    if not (Path(source) / "checkpoints").is_dir():
-        return source
-    newest = checkpoint.newest(Path(source) / "checkpoints", tidy=False)
-    if newest is None:
-        raise UserError(source, "this run has no checkpoint yet")
-    return str(newest / "model.safetensors")
 
 
 def _every(steps: int | None, total: int) -> Callable[[int], bool]:

@@ -38,6 +38,7 @@ def build(recipe: Recipe) -> nn.Module:
     set_drop_path(net, model.drop_path)
     if model.tract is not None:
         _put_tract(net, model)
+    freeze(net, model.train)
     return net
 
 
@@ -47,6 +48,26 @@ def _put_tract(net: nn.Module, model: Model) -> None:
         tract.apply_to_first_layer(net, model.tract, gram=model.tract_gram)
     except (TypeError, ValueError) as error:
         raise UserError("model.tract", str(error), "set it to null, or choose another model") from None
+
+
+def freeze(net: nn.Module, train: str) -> None:
+    """Leave trainable what model.train says: "all", "head" (the classifier), or "attn".
+
+    "attn" is the attention layers' weights and biases, the position embedding and the classifier, not the norms, MLPs,
+    LayerScale, class token and patch embedding: Touvron et al. 2022, "Three things everyone should know about Vision
+    Transformers", and DeiT's --attn-only. Raises UserError where a model has no such layers.
+    """
+    if train == "all":
+        return
+    names = [name for name, _ in net.named_parameters()]
+    kept = [name for name in names if name.startswith(f"{net.pretrained_cfg['classifier']}.")]
+    if train == "attn":
+        attention = [name for name in names if ".attn." in name]
+        if not attention:
+            raise UserError("model.train", f"{type(net).__name__} has no attention layers", "use head or all")
+        kept += [*attention, "pos_embed"]
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name in kept)
 
 
 def _has_fixed_size(name: str) -> bool:

@@ -206,11 +206,12 @@ def _what(plan: Plan) -> Lines:
     model, data = recipe.model, recipe.data
     on = f"TrAct {model.tract:g} on {cost.first_layer}" if model.tract else f"no TrAct, first layer {cost.first_layer}"
     flops = f"{cost.forward / 1e9:.4g} GFLOP forward, {cost.training / 1e9:.4g} GFLOP training"
+    rule = "" if model.train == "head" else " (3 x forward, less the first layer's input gradient)"
+    size = f"{cost.parameters:,} parameters"
+    if cost.trainable != cost.parameters:
+        size += f", {cost.trainable:,} of them trained"
     counts = f"{samples[0]:,} training and {samples[1]:,} validation images" if samples else "unknown number of images"
-    lines = [
-        ("model", f"{model.name}, {cost.parameters:,} parameters, {on}, drop path {model.drop_path:g}"),
-        ("per image", f"{flops} (3 x forward, less the first layer's input gradient)"),
-    ]
+    lines = [("model", f"{model.name}, {size}, {on}, drop path {model.drop_path:g}"), ("per image", f"{flops}{rule}")]
     if cost.tract:
         lines.append(("", f"TrAct's Gram matrix: {cost.tract / 1e9:.2g} GFLOP at most, not in the above"))
     return [*lines, ("data", f"{data.name}: {counts}, {data.classes} classes, {data.image_size} px")]

@@ -69,7 +69,7 @@ def _nest(values: Values) -> dict:
 
 def _check(recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
     """What no single field can tell: (key, what is wrong, what instead)."""
-    batch, schedule, optim, data = recipe.batch, recipe.schedule, recipe.optim, recipe.data
+    batch, schedule, optim, data, model = recipe.batch, recipe.schedule, recipe.optim, recipe.data, recipe.model
     if batch.size % batch.lanes:
         below = batch.size - batch.size % batch.lanes
         near = f"{below} or {below + batch.lanes}" if below else f"{batch.lanes}"
@@ -89,6 +89,12 @@ def _check(recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
     for key in ("warmup_lr", "min_lr"):
         if getattr(schedule, key) > optim.lr:
             yield ("schedule", key), f"{getattr(schedule, key)} is above optim.lr {optim.lr}", "lower it"
+    if model.train != "all" and not model.pretrained:
+        what = f"'{model.train}' would freeze a fresh model's layers"
+        yield ("model", "train"), what, "set model.pretrained=true, for finetune.py --checkpoint"
+    if model.train != "all" and model.tract is not None:
+        what = f"TrAct trains the first layer, which model.train={model.train} freezes"
+        yield ("model", "tract"), what, "set model.tract=null, or model.train=all"
     if recipe.loss.name == "bce" and recipe.loss.smoothing:
         yield ("loss", "smoothing"), "with bce every smoothed class would count as positive", "set it to 0"
     for key in ("mean", "std"):

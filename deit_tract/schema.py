@@ -25,6 +25,11 @@ class Model(Section):
     )
     pretrained: bool = Field(False, description="starts from given weights: finetune.py --checkpoint")
     new_head: bool = Field(False, description="a fresh classifier: the given weights' own is left out")
+    train: Literal["all", "attn", "head"] = Field(
+        "all",
+        description="what is trained; head: the classifier alone; attn: also attention and position embedding (DeiT's "
+        "--attn-only); the rest keeps the given weights, but BatchNorm's statistics still move",
+    )
     drop_path: Fraction = Field(0.0, description="stochastic depth rate, the same in every block")
     tract: Positive | None = Field(None, description="TrAct's lambda on the first layer; null trains it plainly")
     tract_gram: Literal["lane", "batch"] = Field(

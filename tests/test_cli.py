@@ -73,7 +73,7 @@ def test_fine_tuning_needs_weights(capsys, monkeypatch, tmp_path):
         "error: command line: --checkpoint is missing; give the weights to fine-tune; else use train.py"
     )
     code, _, lines = call(capsys, monkeypatch, *base, "--checkpoint", str(tmp_path / "no.pth"), finetune=True)
-    assert code == 2 and "no.pth: cannot be read as weights" in lines[-1]
+    assert code == 2 and "no.pth: no such file or folder; give a run's folder" in lines[-1]
 
 
 def test_list_explain_and_schema(capsys, monkeypatch):

@@ -19,7 +19,7 @@ LAYERS = [
     {"models", "optim", "data.datasets", "data.augment", "data.mix"},
     {"tasks.classify", "cost", "zero", "data.held_out"},
     {"checkpoint", "engine", "processes", "tasks.predictions"},
-    {"evaluate", "folder", "log", "trained", "reports"},
+    {"evaluate", "folder", "log", "start", "trained", "reports"},
     {"loop", "runs", "plan", "export"},
     {"scaling"},
     {"cli"},
