@@ -58,6 +58,17 @@ def test_a_run_its_checkpoint_its_file_and_an_export_give_the_same_weights(digit
     assert same(with_tract, without.state_dict()), "TrAct leaves no trace in the weights"
 
 
+def test_a_run_that_is_being_written_is_left_alone(digits, tmp_path):
+    shutil.copytree(digits, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / ".step_00000003.tmp").mkdir()
+    (folder / "step_00000002" / "optimizer.pt").write_bytes(b"cut off")
+    assert start.weights_of(str(tmp_path / "run")) == str(folder / "step_00000001" / "model.safetensors")
+    assert (folder / ".step_00000003.tmp").is_dir() and (folder / "step_00000002").is_dir()
+    (folder / "step_00000001" / "progress.json").unlink()
+    assert "none of its checkpoints is whole" in fails(tmp_path / "run")
+
+
 def test_a_timm_name(monkeypatch):
     """The hub is not asked here: timm makes a model of its own in its place."""
     create, asked = timm.create_model, []
