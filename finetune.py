@@ -2,6 +2,7 @@
 
     accelerate launch finetune.py --recipe vit_b_ft224_20ep --checkpoint runs/vit_b_800ep --data-dir IMAGENET
     accelerate launch finetune.py --recipe vit_b_ft224 --checkpoint deit_3_base_192_1k.pth --data-dir IMAGENET
+    accelerate launch finetune.py --recipe transfer_cars_vit_s --checkpoint timm:deit3_small_patch16_224 --data-dir DIR
 
 --checkpoint is a run's folder, a .safetensors or .pth file with timm's or DeiT-III's names, or timm:NAME.
 """
