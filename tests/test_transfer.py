@@ -127,9 +127,9 @@ def flowers(tmp_path_factory):
 
 def test_flowers_whole(tmp_path, pretrained, flowers):
     """All 8,189 at their places: the official counts hold, so nothing is switched off."""
-    overrides = [one for one in tuned(16, 18, 5e-3, "augment.rand_augment=null", "mix.prob=0") if "verify" not in one]
+    overrides = [one for one in tuned(16, 24, 1e-2, "augment.rand_augment=null", "mix.prob=0") if "verify" not in one]
     records = tune(tmp_path / "run", pretrained, "transfer_flowers102_vit_s_tract", flowers, overrides)
-    assert losses(records)[-1] < losses(records)[0] and records[-1]["top1"] > 3  # chance is 1
+    assert sum(losses(records)[-5:]) < sum(losses(records)[:5]) and records[-1]["top5"] > 10  # chance is 5
     assert load_file(start.weights_of(str(tmp_path / "run")))["pos_embed"].shape == (1, 16, 48)
     assert recipes.load(str(tmp_path / "run" / "recipe.yaml")).data.verify
 
