@@ -35,19 +35,13 @@ def weights_of(source: str) -> str:
             source, "no such file or folder", "give a run's folder, a .safetensors or .pth file, or timm:NAME"
         )
     if (path / "checkpoints").is_dir():
-        return str(_newest(path) / WEIGHTS)
+        newest = checkpoint.newest(path / "checkpoints", tidy=False)
+        if newest is None:
+            raise UserError(source, "this run has no checkpoint yet")
+        return str(newest / WEIGHTS)
     if not (path / WEIGHTS).is_file():
         raise UserError(source, f"holds neither checkpoints/ nor {WEIGHTS}", "give a run's folder or a file of weights")
     return str(path / WEIGHTS)
-
-
-def _newest(run: Path) -> Path:
-    """A run's newest whole checkpoint. Nothing is tidied up there: the run may still be going."""
-    steps = sorted((run / "checkpoints").glob("step_*"), reverse=True)  # the numbers have eight digits
-    for path in steps:
-        if checkpoint.verify(path) is None:
-            return path
-    raise UserError(run, "none of its checkpoints is whole" if steps else "this run has no checkpoint yet")
 
 
 def _check_head(source: str, recipe: Recipe) -> None:

@@ -78,7 +78,7 @@ def test_cifar_pickles_after_a_kill_end_as_without(tmp_path, pretrained, real_im
     shutil.copytree(pretrained, moved)
     arguments = finetune(tmp_path / "killed", moved, recipe, data, overrides)
     process = command(*arguments, script="finetune.py")
-    wait_for_step(tmp_path / "killed", process, 14)
+    wait_for_step(tmp_path / "killed", process, 14, timeout=500)
     kill(process)
     finish(process)
     shutil.rmtree(moved)  # what it started from is not needed again
