@@ -18,6 +18,7 @@ from deit_tract.evaluate import evaluate
 from deit_tract.folder import Lock, open_folder
 from deit_tract.log import Clock, RunLog, check_trackers
 from deit_tract.processes import Stop, on_main, together
+from deit_tract.running_statistics import RunningStatistics
 from deit_tract.schema import Recipe
 from deit_tract.tasks.classify import Classify
 
@@ -90,6 +91,7 @@ class Run:
         decay = recipe.ema.decay
         self.ema = None if decay is None else ModelEmaV3(task.bare, decay=decay).to(accelerator.device)
         progress = self._start(newest)
+        self.statistics = RunningStatistics(task.bare, batch.lanes)
         self.step = progress["step"]
         self.replaced = Replaced(recipe.data.skip_unreadable, progress.get("replaced", ()))
         self.writer = checkpoint.Writer(recipe.save.background)
@@ -131,6 +133,8 @@ class Run:
             with self.engine.lane(lane == self.lanes[-1]):
                 loss = self.task.loss(self.engine.model, batch, self.stream.lane_seed(step, lane))["loss"]
                 self.engine.backward(loss / self.recipe.batch.lanes)
+            self.statistics.add_lane(lane)
+        self.statistics.finish_step()
         loss, norm = self.engine.step(self.lr(step))
         if self.ema is not None:
             self.ema.update(self.engine.whole())
