@@ -1,6 +1,5 @@
 """What a model costs, from shapes alone: FLOPs and saved bytes are counted, memory and speed on a GPU estimated."""
 
-import warnings
 from typing import NamedTuple
 
 import torch
@@ -8,11 +7,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from deit_tract import models, tract
+from deit_tract import first_layer, models, tract
 from deit_tract.errors import UserError
 from deit_tract.schema import Recipe
 
-MOMENTS = {"lamb": 2, "adamw": 2, "sgd": 1}  # float32 values that an optimizer keeps per parameter
+MOMENTS = {"lamb": 2, "adamw": 2, "adam": 2, "sgd": 1}  # float32 values that an optimizer keeps per parameter
 MFU = 0.35  # choice; published ViT training lies between 0.06 (waiting for data) and 0.55 (ViT-B on an RTX 3090)
 LAUNCHES = 5e-3  # s: a GPU's least time for a lane, launching the kernels of a ViT-S forward and backward (an estimate)
 GIB = 2**30
@@ -61,7 +60,7 @@ def measure(recipe: Recipe, net: nn.Module) -> Cost:
     where the classifier alone is trained, and attention alone saves less than this says.
     Raises UserError where the model does not take the recipe's images.
     """
-    first = _first_layer(net)
+    first = first_layer.name_of(net)
     flops, activations = _trace(recipe, net)
     total, lane = flops["Global"], recipe.batch.lane_size
     at_first = flops.get(f"{type(net).__name__}.{first}", 0)
@@ -86,21 +85,6 @@ def measure(recipe: Recipe, net: nn.Module) -> Cost:
         tract_memory=gram_memory,
         gram=gram,
     )
-
-
-def _first_layer(net: nn.Module) -> str | None:
-    """The name of the layer that sees the images: TrAct's, else where TrAct would go; None where there is no one."""
-    found = tract.find(net)
-    if found:
-        return found[0][0]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a frozen layer: it is asked for its place alone
-            name = tract.apply_to_first_layer(net)
-    except (TypeError, ValueError):
-        return None
-    tract.remove(net)
-    return name
 
 
 def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:

@@ -7,6 +7,7 @@ import torch
 from timm.optim import Lamb, param_groups_weight_decay
 from torch import Tensor, nn
 
+from deit_tract import first_layer
 from deit_tract.errors import UserError
 from deit_tract.schema import Optim, Recipe, Schedule
 
@@ -14,15 +15,36 @@ from deit_tract.schema import Optim, Recipe, Schedule
 def build(optim: Optim, model: nn.Module) -> torch.optim.Optimizer:
     """The recipe's optimizer over the bare model: a wrapper's prefix would hide the names that skip weight decay.
 
-    Vectors, biases and what the model lists in `no_weight_decay()` (position embedding, class token) are not decayed.
+    Vectors, biases and what the model lists in `no_weight_decay()` (position embedding, class token) are not decayed,
+    unless the recipe has `decay_all`. Raises UserError where `first_layer` is set and the model has no single one.
     """
+    groups = _groups(optim, model)
+    if optim.first_layer is None:
+        return _optimizer(optim, groups)
+    name = first_layer.name_of(model)
+    if name is None:
+        raise UserError("optim.first_layer", f"{type(model).__name__} has no single first layer", "set it to null")
+    apart, own = list(model.get_submodule(name).parameters()), optim.first_layer
+    for group in groups:
+        group["params"] = [p for p in group["params"] if not any(p is other for other in apart)]
+    scale = {"params": apart, "lr_scale": own.lr / optim.lr}  # of the rate that set_lr hands to every group
+    return first_layer.Pair(torch.optim.SGD([scale], lr=own.lr, momentum=own.momentum), _optimizer(optim, groups))
+
+
+def _groups(optim: Optim, model: nn.Module) -> list[dict]:
+    if optim.decay_all:
+        return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": optim.weight_decay}]
     skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=skip)
+    return param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=skip)
+
+
+def _optimizer(optim: Optim, groups: list[dict]) -> torch.optim.Optimizer:
     if optim.name == "lamb":
         # apex FusedLAMB's arithmetic, its clipping by the global norm included
         return Lamb(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, max_grad_norm=optim.clip_grad)
-    if optim.name == "adamw":
-        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    if optim.name in ("adamw", "adam"):  # adam: weight decay as part of the gradient
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.name]
+        return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
 
 
@@ -74,4 +96,4 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

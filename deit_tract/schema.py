@@ -99,13 +99,20 @@ class Loss(Section):
     smoothing: Fraction = Field(0.0, description="label smoothing, ce alone")
 
 
+class FirstLayer(Section):
+    lr: Positive = Field(description="its peak learning rate, on the schedule of optim.lr")
+    momentum: Fraction = Field(0.9, description="its momentum")
+
+
 class Optim(Section):
-    name: Literal["lamb", "adamw", "sgd"] = Field(description="optimizer")
+    name: Literal["lamb", "adamw", "adam", "sgd"] = Field(description="optimizer")
     lr: Positive = Field(description="peak learning rate, used as it is")
     weight_decay: NonNegative = Field(0.0, description="on tensors of two and more dimensions, minus the model's skips")
-    betas: Pair = Field((0.9, 0.999), description="lamb and adamw")
-    eps: Positive = Field(1e-8, description="lamb and adamw")
+    decay_all: bool = Field(False, description="weight decay on every parameter, as torch's optimizers by themselves")
+    betas: Pair = Field((0.9, 0.999), description="all but sgd")
+    eps: Positive = Field(1e-8, description="all but sgd")
     momentum: Fraction = Field(0.9, description="sgd")
+    first_layer: FirstLayer | None = Field(None, description="SGD for it, undecayed; null: as the others")
     clip_grad: Positive | None = Field(None, description="global gradient norm limit; null is off")
 
 

@@ -68,6 +68,8 @@ def plugin(recipe: Recipe, stage: int) -> DeepSpeedPlugin:
         raise UserError("precision.autocast", "fp16 under DeepSpeed is not supported", "use bf16, or launch with DDP")
     if recipe.batch.exact:
         raise UserError("batch.exact", "DeepSpeed sums gradients in its own order", "launch without DeepSpeed")
+    if recipe.optim.first_layer is not None:
+        raise UserError("optim.first_layer", "DeepSpeed takes one optimizer", "launch without DeepSpeed")
     if recipe.model.tract_gram == "batch" and stage > 0:
         what = f"the batch's Gram matrix needs the whole gradient, which ZeRO stage {stage} cuts up"
         raise UserError("model.tract_gram", what, "use lane, or --zero_stage 0")

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "deit_tract"
 LAYERS = [
     {"errors", "gram", "schema", "measures"},
     {"tract", "recipe_source", "running_statistics"},
-    {"published"},
+    {"published", "first_layer"},
     {"recipe"},
     {"data.stream", "data.readers"},
     {"data.imagenet", "data.official"},

@@ -90,7 +90,7 @@ def test_all_mistakes_of_a_file_at_once_each_with_line_and_hint(write):
         ("optim.weigth_decay=1", "no such key 'optim.weigth_decay'; did you mean 'weight_decay'?"),
         ("lr=1", "no such key 'lr'; did you mean 'optim.lr'?"),
         ("augment.affine.degres=1", "no such key 'augment.affine.degres'; did you mean 'degrees'?"),
-        ("optim.name=lion", "'optim.name' must be 'lamb', 'adamw' or 'sgd', not \"lion\""),
+        ("optim.name=lion", "'optim.name' must be 'lamb', 'adamw', 'adam' or 'sgd', not \"lion\""),
         ("optim=5", "'optim' is a section; set one of its keys"),
         ("batch.size=true", "'batch.size' must be a valid integer, not true"),
         ("batch.size=2.5", "'batch.size' must be a valid integer, not 2.5"),
