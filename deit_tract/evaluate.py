@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from deit_tract.data.stream import View, Views, checked, loader
+from deit_tract.data import resident
+from deit_tract.data.stream import View, checked
 from deit_tract.models import autocast
 from deit_tract.schema import Recipe
 
@@ -30,7 +31,7 @@ def evaluate_by(
     count, device = len(task.val_data), accelerator.device
     mine = range(accelerator.process_index, count, accelerator.num_processes)
     batches = [[View(index, 0) for index in mine[first : first + size]] for first in range(0, len(mine), size)]
-    data = loader(Views(task.val_data, task.eval_transform), batches, workers, device.type == "cuda")
+    data = resident.batches(task.val_data, task.eval_transform, False, batches, workers, device)
     names, total = [], torch.zeros(0)
     was_training = model.training
     model.eval()

@@ -12,7 +12,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from deit_tract import checkpoint, engine, optim, start
-from deit_tract.data.stream import Replaced, Stream, Views, checked, lanes_of, loader
+from deit_tract.data import resident
+from deit_tract.data.stream import Replaced, Stream, checked, lanes_of
 from deit_tract.errors import UserError
 from deit_tract.evaluate import evaluate
 from deit_tract.folder import Lock, open_folder
@@ -109,11 +110,11 @@ class Run:
         self.log.say(self._headline() + self.beginning)
         skip = {step - 1 for step in self.recipe.faults.skip_steps}
         steps = [step for step in range(self.step, self.total) if step not in skip]
-        views = Views(self.task.train_data, self.task.train_transform, bool(self.recipe.data.skip_unreadable))
         keys = self.stream.batches(steps, self.lanes)
-        pin = self.accelerator.device.type == "cuda"
-        data = loader(views, keys, self.recipe.data.workers, pin)
-        batches = self.clock.waiting(checked(data, self.replaced))
+        task, data = self.task, self.recipe.data
+        images = task.train_data, task.train_transform, bool(data.skip_unreadable)
+        batches = resident.batches(*images, keys, data.workers, self.accelerator.device)
+        batches = self.clock.waiting(checked(batches, self.replaced))
         self.engine.model.train()
         for step in range(self.step, self.total):
             if step not in skip:

@@ -267,7 +267,7 @@ def _memory(plan: Plan) -> Lines:
 def _hours(plan: Plan) -> Lines:
     """A line a GPU: hours on so many of them, images/s that one takes, and the cores that prepare those."""
     recipe, counts, needed = plan.recipe, list(plan.shares), sum(plan.memory.values())
-    on_disk = recipe.data.name in ON_DISK
+    on_disk = recipe.data.name in ON_DISK and not recipe.data.resident
 
     def row(name: str, rate: float, looking: float) -> tuple[str, str]:
         times = [hours(plan, rate, n, looking) for n in counts]

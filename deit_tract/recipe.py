@@ -20,8 +20,8 @@ from deit_tract.schema import Recipe, Section
 # What may differ when a run is continued: it changes neither weights nor accuracies.
 # Two are there to go on after a fault, and change a step or the views of a broken image.
 FREE_KEYS = (
-    *("about", "expect", "data.dir", "data.verify", "data.workers", "evaluate.batch_size", "save", "log"),
-    *("data.skip_unreadable", "faults"),
+    *("about", "expect", "data.dir", "data.resident", "data.verify", "data.workers", "evaluate.batch_size"),
+    *("data.skip_unreadable", "faults", "log", "save"),
 )
 
 # Arguments of timm.create_model that read files of weights or fetch them
@@ -106,6 +106,8 @@ def _check(recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
         yield ("augment", "rand_augment"), f"'{policy}' is no RandAugment policy", "write it as rand-m9-mstd0.5-inc1"
     if policy and data.channels != 3:
         yield ("augment", "rand_augment"), "RandAugment needs RGB images", "set it to null"
+    for key in _not_resident(recipe) if data.resident else ():
+        yield ("data", "resident"), f"images on the device cannot have {key}", "set data.resident=false, or drop it"
     for path, pair in (
         (("augment", "crop_scale"), recipe.augment.crop_scale),
         (("augment", "crop_ratio"), recipe.augment.crop_ratio),
@@ -124,6 +126,15 @@ def _check_args(args: dict[str, Any]) -> Iterator[tuple[KeyPath, str, str]]:
             json.dumps(value, allow_nan=False)
         except ValueError:
             yield ("model", "args", key), f"'model.args.{key}' must be finite numbers", ""
+
+
+def _not_resident(recipe: Recipe) -> list[str]:
+    """What the recipe asks of its images and data/resident.py cannot do."""
+    augment, own = recipe.augment, ("repeats", "crop_padding", "crop_fill", "crop_ratio", "interpolation", "flip")
+    names = [name for name in type(augment).model_fields if name not in own]
+    keys = [f"augment.{name}" for name in names if getattr(augment, name)]
+    keys += ["data.skip_unreadable"] * (recipe.data.skip_unreadable > 0)
+    return keys + ["evaluate.crop below 1"] * (recipe.evaluate.crop < 1)
 
 
 def _explain_error(error: dict, values: Values, where: str) -> UserError:

@@ -48,6 +48,9 @@ class Data(Section):
     mean: list[float] = Field([0.485, 0.456, 0.406], description="per channel, subtracted after scaling to [0, 1]")
     std: list[Positive] = Field([0.229, 0.224, 0.225], description="per channel, divided by")
     workers: Annotated[int, Field(ge=0, le=1024)] = Field(4, description="loader processes per training process")
+    resident: bool = Field(
+        False, description="images of image_size held on the device as one uint8 tensor; crop_padding and flip alone"
+    )
     verify: bool = Field(True, description="insist on the data set's official counts; false accepts a part of it")
     skip_unreadable: Annotated[int, Field(ge=0)] = Field(
         0, description="so many unreadable training images are each replaced by another; one more ends the run"
@@ -76,13 +79,15 @@ class Augment(Section):
     repeats: Count = Field(1, description="repeated augmentation: views of an image per epoch's order")
     crop_scale: Pair | None = Field(None, description="area range of a random resized crop; null resizes only")
     crop_padding: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        0, description="without crop_scale: reflect so many pixels around the resized image and crop at random"
+        0, description="without crop_scale: add so many pixels around the resized image and crop at random"
     )
+    crop_fill: Literal["reflect", "zero"] = Field("reflect", description="what crop_padding adds: the image, or black")
     crop_ratio: Pair = Field((3 / 4, 4 / 3), description="aspect range of a random resized crop")
     interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", description="of every resize and warp")
     flip: Probability = Field(0.0, description="probability of a horizontal flip")
     affine: Affine | None = Field(None, description="random rotation, shift and zoom")
     rand_augment: str | None = Field(None, description="timm's RandAugment policy, as rand-m9-mstd0.5-inc1")
+    auto_augment: Literal["cifar10"] | None = Field(None, description="AutoAugment's policy found on a data set")
     three_augment: bool = Field(False, description="one of greyscale, solarize, blur on every image (DeiT-III)")
     color_jitter: NonNegative = Field(0.0, description="strength for brightness, contrast and saturation")
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"data.imagenet", "data.official"},
     {"data.cifar"},
     {"data.transfer"},
-    {"models", "optim", "data.datasets", "data.augment", "data.mix"},
+    {"models", "optim", "data.datasets", "data.augment", "data.mix", "data.resident"},
     {"tasks.classify", "cost", "zero", "data.held_out"},
     {"checkpoint", "engine", "processes", "tasks.predictions"},
     {"evaluate", "folder", "log", "start", "trained", "reports"},

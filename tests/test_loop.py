@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from deit_tract import log, loop, models
 from deit_tract import recipe as recipes
+from deit_tract.data.stream import Views
 from deit_tract.errors import UserError
 
 
@@ -76,7 +77,7 @@ def test_the_update_is_that_of_the_mean_over_lanes(tmp_path):
     task.bare.train()
     total = 0.0
     for lane in range(4):
-        views = loop.Views(task.train_data, task.train_transform)
+        views = Views(task.train_data, task.train_transform)
         images, labels = zip(*(views[view] for view in stream.views(0, lane)), strict=True)
         total = (
             total + task.loss(task.bare, [torch.stack(images), torch.tensor(labels)], stream.lane_seed(0, lane))["loss"]

@@ -55,7 +55,8 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
     steps: list[Callable] = [v2.Resize(size, interpolation)]
     if augment.crop_padding:
         resize = v2.Resize(size[0], interpolation)  # of the shorter side
-        steps = [resize, v2.RandomCrop(size, augment.crop_padding, padding_mode="reflect")]
+        mode = {"reflect": "reflect", "zero": "constant"}[augment.crop_fill]
+        steps = [resize, v2.RandomCrop(size, augment.crop_padding, padding_mode=mode)]
     if augment.crop_scale:
         steps = [v2.RandomResizedCrop(size, augment.crop_scale, augment.crop_ratio, interpolation)]
     if augment.flip:
@@ -64,6 +65,8 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
         warp = augment.affine
         # PIL warps with bilinear or bicubic alike; the border is black
         steps.append(v2.RandomAffine(warp.degrees, (warp.translate,) * 2, warp.scale, interpolation=interpolation))
+    if augment.auto_augment:
+        steps.append(v2.AutoAugment(v2.AutoAugmentPolicy(augment.auto_augment), fill=[128] * recipe.data.channels))
     if augment.rand_augment:
         steps.append(rand_augment(augment.rand_augment, recipe.data))
     if augment.three_augment:

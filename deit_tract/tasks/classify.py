@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deit_tract import models
 from deit_tract.data import augment, datasets, mix
+from deit_tract.data.resident import Resident
 from deit_tract.data.stream import derive, seed_generators
 from deit_tract.schema import Recipe
 
@@ -22,6 +23,9 @@ class Classify:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.train_data, self.val_data = datasets.load(recipe.data)
+        if recipe.data.resident:
+            self.train_data = Resident(self.train_data, recipe, recipe.augment)
+            self.val_data = Resident(self.val_data, recipe)
         self.train_transform, self.eval_transform = augment.train_transform(recipe), augment.eval_transform(recipe)
         self.bare = models.build(recipe)
         self.drop_paths = [layer for layer in self.bare.modules() if isinstance(layer, models.DropPath)]
