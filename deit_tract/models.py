@@ -12,7 +12,7 @@ from timm.layers import DropPath as TimmDropPath
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from deit_tract import tract
+from deit_tract import cifar_models, tract  # noqa: F401  (the former registers its models with timm)
 from deit_tract.data.stream import derive, seed_generators
 from deit_tract.errors import UserError
 from deit_tract.schema import Model, Recipe

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "deit_tract"
 
 LAYERS = [
     {"errors", "gram", "schema", "measures"},
-    {"tract", "recipe_source", "running_statistics"},
+    {"tract", "recipe_source", "running_statistics", "cifar_models"},
     {"published", "first_layer"},
     {"recipe"},
     {"data.stream", "data.readers"},

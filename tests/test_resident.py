@@ -1,0 +1,115 @@
+"""Images held on the device: the pixels of the ordinary path to the bit, whatever decodes and draws them."""
+
+import pytest
+import torch
+
+from deit_tract import recipe as recipes
+from deit_tract.data import augment, datasets, resident
+from deit_tract.data.stream import Stream, View
+from deit_tract.errors import UserError
+
+RECIPE = "cifar10_cnn_8ep_sgd"
+CPU = torch.device("cpu")
+
+
+def both(*overrides: str, workers: int = 0, device: torch.device = CPU) -> tuple[list, list]:
+    """Three training batches of a recipe on made images: resident, and by way of PIL."""
+    recipe = recipes.load(RECIPE, ["data.name=synthetic", f"data.workers={workers}", *overrides])
+    images = datasets.load(recipe.data).train
+    stream = Stream(len(images), lanes=2, lane_size=32, seed=7)
+    keys = [stream.views(step, lane) for step, lane in ((0, 0), (0, 1), (95, 1))]  # 95: the third epoch of 2,048 images
+    held = resident.Resident(images, recipe, recipe.augment)
+    assert len(held) == len(images)
+    usual = resident.batches(images, augment.train_transform(recipe), False, keys, 0, CPU)
+    return list(resident.batches(held, None, False, keys, workers, device)), list(usual)
+
+
+def assert_equal(ours: list, theirs: list) -> None:
+    assert len(ours) == len(theirs) == 3
+    for (images, labels), (expected, numbers) in zip(ours, theirs, strict=True):
+        assert images.shape == (32, 3, 32, 32) or images.shape == (32, 1, 32, 32)
+        assert images.is_contiguous() and torch.equal(images.cpu(), expected) and torch.equal(labels.cpu(), numbers)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("augment.crop_fill=reflect",),
+        ("augment.crop_padding=0",),
+        ("augment.flip=0",),
+        ("augment.crop_padding=0", "augment.flip=0"),
+        ("augment.flip=0.9", "augment.crop_padding=1", "seed=3"),
+        ("data.channels=1", "data.mean=[0.3]", "data.std=[0.7]"),
+    ],
+    ids=" ".join,
+)
+def test_pixels_are_those_of_the_ordinary_path(overrides):
+    assert_equal(*both(*overrides))
+
+
+def test_pixels_of_cifars_own_files(real_images):
+    folder = real_images("cifar10_exact1017.tar.gz")
+    ours, theirs = both("data.name=cifar10", "data.verify=false", f"data.dir={folder}")
+    assert_equal(ours, theirs)
+    assert len(torch.cat([labels for _, labels in ours]).unique()) == 10
+
+
+def test_workers_decode_and_draw_the_same():
+    assert_equal(*both(workers=1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_has_the_same_pixels():
+    ours, theirs = both(device=torch.device("cuda"))
+    assert ours[0][0].is_cuda
+    assert_equal(ours, theirs)
+
+
+def test_crops_and_flips_are_all_there():
+    draws = resident.Draws(padding=4, flip=0.5)
+    rows = draws.__getitems__([View(5, seed) for seed in range(2000)])
+    assert rows[:, 0].eq(5).all()
+    for column, values in ((1, 9), (2, 9), (3, 2)):
+        counts = rows[:, column].bincount()
+        assert len(counts) == values and counts.min() > 0.7 * 2000 / values
+    again = draws.__getitems__([View(5, seed) for seed in range(1990, 2000)])  # a draw depends on its seed alone
+    assert torch.equal(again, rows[1990:])
+
+
+def test_black_borders_are_black_before_they_are_normalised():
+    recipe = recipes.load(RECIPE, ["data.name=synthetic"])
+    held = resident.Resident(datasets.load(recipe.data).train, recipe, recipe.augment)
+    (images, _), black = held.take(torch.tensor([[3, 0, 8, False]])), -torch.tensor(recipe.data.mean)
+    black = black / torch.tensor(recipe.data.std)
+    torch.testing.assert_close(images[0, :, :4, :], black.view(3, 1, 1).expand(3, 4, 32))
+    torch.testing.assert_close(images[0, :, :, 28:], black.view(3, 1, 1).expand(3, 32, 4))
+    assert (images[0, :, 4:, :28] - black.view(3, 1, 1)).abs().amax((1, 2)).gt(0).all()
+
+
+def test_validation_images_are_neither_moved_nor_flipped():
+    recipe = recipes.load(RECIPE, ["data.name=synthetic"])
+    images, keys = datasets.load(recipe.data).val, [[View(index, 0) for index in range(40, 60)]]
+    ours = next(resident.batches(resident.Resident(images, recipe), None, False, keys, 0, CPU))
+    theirs = next(iter(resident.batches(images, augment.eval_transform(recipe), False, keys, 0, CPU)))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_images_of_another_size_are_refused():
+    recipe = recipes.load("quickstart", ["data.resident=true", "augment.affine=null", "data.image_size=9"])
+    with pytest.raises(UserError, match=r"data.resident: image 0 has 8 x 8 px, data.image_size is 9; set data.res"):
+        resident.Resident(datasets.load(recipe.data).train, recipe)
+
+
+def test_what_needs_an_image_of_its_own_is_refused():
+    settings = ["augment.rand_augment=rand-m9", "augment.crop_scale=[0.1,1]", "evaluate.crop=0.9"]
+    with pytest.raises(UserError) as error:
+        recipes.load(RECIPE, settings)
+    lines = str(error.value).splitlines()
+    assert [line.split("cannot have ")[1].split(";")[0] for line in lines] == [
+        "augment.crop_scale", "augment.rand_augment", "evaluate.crop below 1"]  # fmt: skip
+
+
+def test_a_run_may_go_on_without():
+    held, usual = (recipes.load(RECIPE, [f"data.resident={value}"]) for value in ("true", "false"))
+    assert recipes.differences(held, usual) == []
