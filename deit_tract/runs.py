@@ -129,6 +129,26 @@ def gains(base: Group, other: Group) -> dict[int, float]:
     }
 
 
+def gains_by_epoch(base: Group, other: Group) -> dict[float, dict[int, float]]:
+    """Top-1 of `other` minus that of `base` (points) by epoch and seed, for the evaluations that all of them have."""
+    seeds = gains(base, other)
+    curves = {seed: [dict(group.by_seed[seed].top1) for group in (base, other)] for seed in seeds}
+    common = set.intersection(*(set(curve) for pair in curves.values() for curve in pair)) if curves else set()
+    return {
+        epoch: {seed: ours[epoch] - plain[epoch] for seed, (plain, ours) in curves.items()} for epoch in sorted(common)
+    }
+
+
+def epochs_saved(base: Group, other: Group) -> dict[int, float | None]:
+    """By seed, how many epochs before its end the run of `other` is at the final top-1 of `base`; None: never."""
+    saved = {}
+    for seed in gains(base, other):
+        final, target = base.by_seed[seed].top1[-1]
+        epoch = reached(other.by_seed[seed].top1, target)
+        saved[seed] = None if epoch is None else final - epoch
+    return saved
+
+
 def mean_curve(curves: list[Points]) -> Points:
     """The mean of one or more curves at the epochs that all of them have."""
     tables = [dict(points) for points in curves]

@@ -119,6 +119,23 @@ def test_seeds_are_a_group_and_tract_is_compared_seed_by_seed(tmp_path):
         "ours0 +3 first reaches 61.00, the final top-1 of plain0 +3, at epoch 17.0: 3.0 of 20 epochs saved (15 %)"
         in (done.stdout)
     )
+    assert "- epochs saved, seed by seed: 1.0, 2.0, 6.0" in done.stdout
+    early, late = tables(done.stdout)[2]
+    assert early == {
+        "epoch": "10", "without": "51.00 ± 1.00", "with": "54.00 ± 3.61", "difference": "+3.00",
+        "95 % interval": "-3.57 to +9.57", "seed by seed": "+1.00 +2.00 +6.00",
+    }  # fmt: skip
+    assert (late["epoch"], late["without"], late["with"]) == ("20", "61.00 ± 1.00", "64.00 ± 3.61")
+
+
+def test_many_evaluations_are_thinned_to_a_few_that_end_with_the_last(tmp_path):
+    plain = write(tmp_path / "plain", {epoch: epoch + 10.0 for epoch in range(1, 41)}, "model.tract=null")
+    ours = write(tmp_path / "ours", {epoch: epoch + 9.0 for epoch in range(1, 41) if epoch != 36})
+    done = compare(plain, ours)
+    rows = tables(done.stdout)[-1]
+    assert [row["epoch"] for row in rows] == ["3", "7", "11", "15", "19", "23", "27", "31", "35", "40"]
+    assert all(row["difference"] == "-1.00" and row["95 % interval"] == "-" for row in rows)
+    assert rows[-1]["without"] == "50.00" and "- epochs saved, seed by seed: never" in done.stdout
 
 
 def test_what_the_means_do_not_count(tmp_path):

@@ -17,7 +17,21 @@ sys.path.insert(0, str(ROOT))
 from deit_tract import published  # noqa: E402
 from deit_tract.cli import Parser, script  # noqa: E402
 from deit_tract.errors import UserError  # noqa: E402
-from deit_tract.runs import Group, Points, Run, at, differing, gains, grouped, mean_curve, reached, read, spread  # noqa: E402
+from deit_tract.runs import (  # noqa: E402
+    Group,
+    Points,
+    Run,
+    at,
+    differing,
+    epochs_saved,
+    gains,
+    gains_by_epoch,
+    grouped,
+    mean_curve,
+    reached,
+    read,
+    spread,
+)
 from deit_tract.schema import Recipe  # noqa: E402
 
 COLUMNS = ("run", "recipe", "tract", "seed", "steps", "top1", "best", "loss", "minutes", "exit")
@@ -102,7 +116,26 @@ def gain_text(base: Group, other: Group) -> str:
         spread_text = f"sd {over.sd:.2f}, 95 % t interval {over.low:+z.2f} to {over.high:+z.2f}, n = {len(by_seed)}"
     each = ", ".join(f"{gain:+z.2f} (seed {seed})" for seed, gain in by_seed.items())
     lines = [f"{title}, final top-1 in points:", f"- paired difference {over.mean:+z.2f} ({spread_text}): {each}"]
-    return "\n".join([*lines, "- " + saved_text(base, other, list(by_seed))])
+    saved = ", ".join(f"{'never' if value is None else f'{value:.1f}'}" for value in epochs_saved(base, other).values())
+    lines += ["- " + saved_text(base, other, list(by_seed)), f"- epochs saved, seed by seed: {saved}"]
+    return "\n".join([*lines, "- the difference at each evaluation, paired by seed:", "", gain_table(base, other)])
+
+
+def gain_table(base: Group, other: Group, most: int = 12) -> str:
+    """Top-1 of two groups (mean and standard deviation) and their paired difference, at up to so many epochs."""
+    by_epoch, rows = gains_by_epoch(base, other), []
+    every = -(-len(by_epoch) // most)
+    for epoch in list(by_epoch)[::-every][::-1]:  # the last is among them
+        seeds, over = by_epoch[epoch], spread(list(by_epoch[epoch].values()))
+        row = {"epoch": f"{epoch:g}", "difference": f"{over.mean:+z.2f}", "95 % interval": "-"}
+        row["seed by seed"] = " ".join(f"{gain:+z.2f}" for gain in seeds.values())
+        if over.sd is not None:
+            row["95 % interval"] = f"{over.low:+z.2f} to {over.high:+z.2f}"
+        for name, group in (("without", base), ("with", other)):
+            top1 = spread([dict(group.by_seed[seed].top1)[epoch] for seed in seeds])
+            row[name] = f"{top1.mean:.2f}" + (f" ± {top1.sd:.2f}" if top1.sd is not None else "")
+        rows.append(row)
+    return table(rows, ("epoch", "without", "with", "difference", "95 % interval", "seed by seed"))
 
 
 def saved_text(base: Group, other: Group, seeds: list[int]) -> str:
