@@ -3,9 +3,9 @@
 A lane is normalised by its own mean and variance, as a batch on one GPU of the reference. Its running statistics would
 then depend on how many lanes a process happens to compute: each lane would move them once, and only process 0's would
 count. Here every lane moves them from where the step began, and the step's are the mean over all lanes: they move once
-a step, by the mean of the lanes' statistics, whatever the number of processes. With one lane
-nothing is done: they are torch's, of a single GPU. Weights never depend on them, evaluations do; checkpoints hold them,
-and the EMA averages them like weights.
+a step, by the mean of the lanes' statistics, whatever the number of processes. With one lane nothing is done: they are
+torch's, of a single GPU. Weights never depend on them, evaluations do; checkpoints hold them, and the EMA averages them
+like weights.
 """
 
 import torch

@@ -80,6 +80,7 @@ def test_a_checkpoint_goes_on_at_another_stage(runs, name):
         ((), "LAMB's trust ratio needs whole tensors, which ZeRO stage 2 cuts up; use --zero_stage 0"),
         (("optim.name=adamw", "model.tract_gram=batch"), "model.tract_gram: the batch's Gram matrix needs the whole"),
         (("optim.name=adamw", "batch.exact=true"), "batch.exact: DeepSpeed sums gradients in its own order"),
+        (("optim.name=adam", "optim.first_layer.lr=0.1"), "optim.first_layer: DeepSpeed takes one optimizer"),
         (("optim.name=adamw", "precision.autocast=fp16"), "fp16 under DeepSpeed is not supported"),
     ],
 )
