@@ -12,8 +12,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from deit_tract import checkpoint, engine, optim, start
-from deit_tract.data import resident
-from deit_tract.data.stream import Replaced, Stream, checked, lanes_of
+from deit_tract.data.feed import lane_batches
+from deit_tract.data.resident import Resident
+from deit_tract.data.stream import Replaced, Stream, Views, checked, lanes_of
 from deit_tract.errors import UserError
 from deit_tract.evaluate import evaluate
 from deit_tract.folder import Lock, open_folder
@@ -110,11 +111,14 @@ class Run:
         self.log.say(self._headline() + self.beginning)
         skip = {step - 1 for step in self.recipe.faults.skip_steps}
         steps = [step for step in range(self.step, self.total) if step not in skip]
-        keys = self.stream.batches(steps, self.lanes)
-        task, data = self.task, self.recipe.data
-        images = task.train_data, task.train_transform, bool(data.skip_unreadable)
-        batches = resident.batches(*images, keys, data.workers, self.accelerator.device)
-        batches = self.clock.waiting(checked(batches, self.replaced))
+        task, data, device = self.task, self.recipe.data, self.accelerator.device
+        if isinstance(task.train_data, Resident):
+            keys = self.stream.batches(steps, self.lanes)
+            batches = checked(task.train_data.batches(keys, data.workers, device))
+        else:
+            views = Views(task.train_data, task.train_transform, bool(data.skip_unreadable))
+            batches = lane_batches(views, self.stream, steps, self.lanes, data.workers, device, self.replaced)
+        batches = self.clock.waiting(batches)
         self.engine.model.train()
         for step in range(self.step, self.total):
             if step not in skip:
@@ -128,9 +132,8 @@ class Run:
 
     def optimizer_step(self, step: int, batches) -> tuple[Tensor, Tensor]:
         """One lane after the other, then the update. Returns this process's share of the loss and the gradient norm."""
-        device = self.accelerator.device
         for lane in self.lanes:
-            batch = [tensor.to(device, non_blocking=True) for tensor in next(batches)]
+            batch = next(batches)
             with self.engine.lane(lane == self.lanes[-1]):
                 loss = self.task.loss(self.engine.model, batch, self.stream.lane_seed(step, lane))["loss"]
                 self.engine.backward(loss / self.recipe.batch.lanes)

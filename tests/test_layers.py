@@ -13,7 +13,7 @@ LAYERS = [
     {"published", "first_layer"},
     {"recipe"},
     {"data.stream", "data.readers"},
-    {"data.imagenet", "data.official"},
+    {"data.imagenet", "data.official", "data.feed"},
     {"data.cifar"},
     {"data.transfer"},
     {"models", "optim", "data.datasets", "data.augment", "data.mix", "data.resident"},

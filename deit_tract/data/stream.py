@@ -116,24 +116,51 @@ class Stream:
 
 
 class Views(Dataset):
-    """Images as transformed tensors, fetched by View; a mistake in the data comes back as a value (see `loader`)."""
+    """Images as transformed tensors, fetched by View; a mistake in the data comes back as a value (see `loader`).
+
+    A sample is (transformed, label), and where the transform returns several things (the first, label, the others).
+    """
 
     def __init__(self, images: Dataset, transform: Callable, replace: bool = False):
         """replace: put another image, which the view's seed picks, in the place of one that cannot be read."""
         self.images, self.transform, self.attempts = images, transform, 100 if replace else 1
 
     def __getitem__(self, view: View) -> tuple | UserError:
-        index, errors = view.index, Notes()
-        for attempt in range(self.attempts):
-            try:
-                image, label = self.images[index]
-            except UserError as error:
-                errors.append(error)
-                index = derive(view.seed, "replacement", attempt) % len(self.images)
-                continue
-            seed_generators(view.seed)
-            return (self.transform(image), label, errors) if errors else (self.transform(image), label)
-        return errors[0]
+        return self.__getitems__([view])[0]
+
+    def __getitems__(self, views: Sequence[View]) -> list[tuple | UserError]:
+        """The samples of a batch in order; an image of which there are several views is read once."""
+        places: dict[int, list[int]] = {}
+        for place, view in enumerate(views):
+            places.setdefault(view.index, []).append(place)
+        samples: list = [None] * len(views)
+        for index, same in places.items():
+            found = self._read(index)
+            for place in same:
+                samples[place] = self._sample(views[place], found)
+        return samples
+
+    def _read(self, index: int) -> tuple | UserError:
+        try:
+            return self.images[index]
+        except UserError as error:
+            return error
+
+    def _sample(self, view: View, found: tuple | UserError) -> tuple | UserError:
+        errors = Notes()
+        while isinstance(found, UserError):
+            errors.append(found)
+            if len(errors) == self.attempts:
+                return errors[0]
+            found = self._read(derive(view.seed, "replacement", len(errors) - 1) % len(self.images))
+        image, label = found
+        seed_generators(view.seed)
+        first, *others = _as_tuple(self.transform(image))
+        return (first, label, *others, errors) if errors else (first, label, *others)
+
+
+def _as_tuple(value) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
 
 
 class Notes(list):

@@ -1,0 +1,119 @@
+"""From workers to lanes: the views that each lane would have alone, an image read once where lanes share it."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from deit_tract.data import feed
+from deit_tract.data.stream import Stream, Views
+from deit_tract.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+class Counted:
+    """Images of which each carries its index, and that count how often they are read."""
+
+    def __init__(self, count: int):
+        self.count, self.reads = count, []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        self.reads.append(index)
+        return torch.full((4,), float(index)), index
+
+
+def look(image: torch.Tensor) -> torch.Tensor:
+    return image + torch.rand(4) + random.random() + float(np.random.rand())
+
+
+class Deferred:
+    def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return image, torch.rand(4) + random.random() + float(np.random.rand())
+
+    def finish(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        return images + draws
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("processes", "repeats", "lanes"), [(1, 3, 4), (2, 3, 4), (3, 3, 8), (1, 3, 1), (1, 1, 4), (1, 2, 3)]
+)
+def test_lanes_hold_what_they_would_alone(workers, processes, repeats, lanes):
+    stream, start = Stream(600, lanes, 10, repeats, seed=3), 5
+    steps = range(start, start + 4)
+    for rank in range(0, processes, 2):
+        mine = range(rank, lanes, processes)
+        if workers and rank:
+            continue
+        images = Counted(600)
+        expected = [[Views(images, look)[view] for view in stream.views(step, lane)] for step in steps for lane in mine]
+        found = list(feed.lane_batches(Views(images, look), stream, steps, mine, workers, CPU))
+        assert len(found) == len(expected)
+        for (pixels, labels), samples in zip(found, expected, strict=True):
+            assert torch.equal(pixels, torch.stack([pixel for pixel, _ in samples]))
+            assert labels.tolist() == [label for _, label in samples]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_left_to_the_device_is_done_a_lane_at_a_time(workers):
+    stream, images = Stream(600, 4, 10, 3), Counted(600)
+    plain, deferred = (
+        list(feed.lane_batches(Views(images, transform), stream, range(3, 6), range(4), workers, CPU))
+        for transform in (look, Deferred())
+    )
+    for (a, labels), (b, others) in zip(plain, deferred, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        assert torch.equal(labels, others)
+
+
+def test_the_views_of_an_image_share_one_read():
+    stream, images = Stream(600, 4, 10, 3), Counted(600)
+    list(feed.lane_batches(Views(images, look), stream, range(5), range(4), 0, CPU))
+    different = [len({view.index for lane in range(4) for view in stream.views(step, lane)}) for step in range(5)]
+    assert len(images.reads) == sum(different) and sum(different) <= 5 * (40 / 3 + 1)
+
+
+def units(stream: Stream, step: int, lanes: range, workers: int) -> list:
+    return list(feed.units(stream, step, lanes, feed.slices(stream, step, len(lanes), workers)))
+
+
+@pytest.mark.parametrize(("processes", "share"), [(1, 1 / 3), (2, 2 / 3), (4, 1), (8, 1)])
+def test_reads_per_view_of_the_published_runs(processes, share):
+    """8 lanes of 256, dealt as the reference deals GPUs: on one process a third of the views needs a read."""
+    stream, lanes = Stream(20_000, 8, 256, 3), range(0, 8, processes)
+    reads = views = 0
+    for step in range(4):
+        parts = units(stream, step, lanes, workers=4)
+        assert len(parts) >= len(lanes) and max(map(len, parts)) <= 256
+        assert sorted(v for p in parts for v in p) == sorted(v for lane in lanes for v in stream.views(step, lane))
+        reads += sum(len({view.index for view in part}) for part in parts)
+        views += sum(map(len, parts))
+    assert reads / views == pytest.approx(share, abs=0.01)
+
+
+def test_slices_cover_the_rows_and_cut_between_images():
+    stream = Stream(5000, 4, 50, 3)
+    for step in range(stream.steps_per_epoch, stream.steps_per_epoch + 7):
+        cuts = feed.slices(stream, step, 4, workers=2)
+        assert [row for cut in cuts for row in cut] == list(range(50))
+        first = step % stream.steps_per_epoch * 50
+        assert all((first + cut.start) * 4 % 3 == 0 for cut in cuts[1:])
+
+
+def test_a_bad_image_in_a_slice_is_its_error():
+    class Bad(Counted):
+        def __getitem__(self, index):
+            if index == stream.views(1, 2)[4].index:
+                raise UserError("photo.jpg", "cannot be read as an image")
+            return super().__getitem__(index)
+
+    stream = Stream(600, 4, 10, 3)
+    for workers in (0, 1):
+        batches = feed.lane_batches(Views(Bad(600), look), stream, range(3), range(4), workers, CPU)
+        with pytest.raises(UserError, match=r"^photo.jpg: cannot be read as an image$"):
+            list(batches)
