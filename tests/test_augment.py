@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
+from torchvision.transforms import ToTensor, v2
 from torchvision.transforms import functional as pil
 
 from deit_tract import recipe as recipes
@@ -84,3 +85,40 @@ def test_normalisation_is_per_channel():
     image = photo((32, 32))
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
     torch.testing.assert_close(augment.eval_transform(recipe)(image), (as_tensor(image) - mean) / std)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_what_bears_a_name_of_torchvisions_is_torchvisions_to_the_last_bit(mode):
+    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if mode == "RGB" else ([0.3], [0.38])
+    normalised = v2.Compose([ToTensor(), v2.Normalize(mean, std)])
+    modes = [v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR]
+    crop = (7, 9), (0.08, 1.0), (3 / 4, 4 / 3)
+    pairs = [
+        *((augment.RandomResizedCrop(*crop, mode), v2.RandomResizedCrop(*crop, mode)) for mode in modes),
+        (augment.RandomHorizontalFlip(0.3), v2.RandomHorizontalFlip(0.3)),
+        (augment.RandomGrayscale(p=1.0), v2.RandomGrayscale(p=1.0)),
+        (augment.ColorJitter(0.3, 0.3, 0.3), v2.ColorJitter(0.3, 0.3, 0.3)),
+        (augment.ColorJitter(1.0, 1.0, 1.0), v2.ColorJitter(1.0, 1.0, 1.0)),
+        (augment.ToTensor(), ToTensor()),
+        (v2.Compose([augment.ToTensor(), augment.Normalize(mean, std)]), normalised),
+    ]
+    for seed in range(150):
+        image = photo((1 + seed % 31, 1 + seed % 7)).convert(mode)
+        for ours, theirs in pairs:
+            results = []
+            for transform in (ours, theirs):
+                seed_generators(seed)
+                results.append((transform(image), torch.rand(1).item()))
+            (found, after), (expected, expected_after) = results
+            assert type(found) is type(expected) and after == expected_after
+            equal = torch.equal if torch.is_tensor(found) else np.array_equal
+            assert equal(found, expected)
+
+
+def test_tables_of_brightness_and_contrast_are_pils_blend():
+    values = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    generator = np.random.default_rng(0)
+    for factor in (0.0, 0.5, 1.0, 1.0000001, 2.0, *generator.uniform(0, 2.5, 300).astype(np.float32).tolist()):
+        for centre in (0, int(generator.integers(256))):
+            blended = Image.blend(Image.new("L", (256, 1), centre), values, factor)
+            assert (np.array(augment._scaled(values, centre, factor)) == np.array(blended)).all()

@@ -1,19 +1,86 @@
 """Training and evaluation transforms: PIL image to normalised float tensor (channels, height, width).
 
-Every draw comes from `random`, numpy or torch's CPU generator, which the stream seeds for each view.
+Every draw comes from `random`, numpy or torch's CPU generator, which the stream seeds for each view. What bears a name
+of torchvision's draws and gives what torchvision does, to the last bit, in less time.
 """
 
 import random
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from timm.data.auto_augment import rand_augment_transform
-from torchvision.transforms import ToTensor, v2
+from torchvision.transforms import v2
 
 from deit_tract.schema import Data, Recipe
 
 _INTERPOLATION = {"bicubic": v2.InterpolationMode.BICUBIC, "bilinear": v2.InterpolationMode.BILINEAR}
+
+
+class RandomResizedCrop(v2.RandomResizedCrop):
+    def forward(self, image: Image.Image) -> Image.Image:
+        crop = self.make_params([image])
+        left, top = crop["left"], crop["top"]
+        image = image.crop((left, top, left + crop["width"], top + crop["height"]))
+        height, width = self.size
+        if image.size == (width, height):
+            return image
+        return image.resize((width, height), Image.Resampling[self.interpolation.name])
+
+
+class RandomHorizontalFlip(v2.RandomHorizontalFlip):
+    def forward(self, image: Image.Image) -> Image.Image:
+        return image if torch.rand(1) >= self.p else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+class RandomGrayscale(v2.RandomGrayscale):
+    def transform(self, image: Image.Image, params: dict) -> Image.Image:
+        return image.convert("L").convert(image.mode)  # keeps the number of channels
+
+
+class ColorJitter(v2.ColorJitter):
+    """Brightness and contrast by a table of PIL's 256 results; the hue stays."""
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        params = self.make_params([])
+        for operation in params["fn_idx"].tolist():
+            if operation == 0:
+                image = _scaled(image, 0, params["brightness_factor"])
+            elif operation == 1:
+                grey = np.array(image.convert("L").histogram())
+                pixels = image.width * image.height
+                mean = (2 * int(grey @ np.arange(256)) + pixels) // (2 * pixels)  # rounded half up
+                image = _scaled(image, mean, params["contrast_factor"])
+            elif operation == 2:
+                image = ImageEnhance.Color(image).enhance(params["saturation_factor"])
+        return image
+
+
+def _scaled(image: Image.Image, centre: int, factor: float) -> Image.Image:
+    """centre + factor * (value - centre) as PIL blends: in float32, cut off and truncated to 8 bits."""
+    values = np.arange(256, dtype=np.float32) - np.float32(centre)
+    table = np.clip(values * np.float32(factor) + np.float32(centre), 0, 255).astype(np.uint8)
+    return image.point(table.tolist() * len(image.getbands()))
+
+
+class ToTensor:
+    """The first version's, which divides by 255, as the reference; the second multiplies by the rounded 1/255."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image))
+        pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+        return pixels.float().div_(255)
+
+
+class Normalize:
+    """(value - mean) / std per channel, in place."""
+
+    def __init__(self, mean: list[float], std: list[float]):
+        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return image.sub_(self.mean).div_(self.std)
 
 
 class GaussianBlur:
@@ -28,8 +95,7 @@ class GaussianBlur:
 
 def three_augment() -> Callable:
     """DeiT-III's 3-Augment: exactly one of greyscale, solarize at 128 and blur, each with probability 1/3."""
-    grey = v2.RandomGrayscale(p=1.0)  # keeps the number of channels
-    return v2.RandomChoice([grey, v2.RandomSolarize(128, p=1.0), GaussianBlur()])
+    return v2.RandomChoice([RandomGrayscale(p=1.0), v2.RandomSolarize(128, p=1.0), GaussianBlur()])
 
 
 def rand_augment(policy: str, data: Data) -> Callable:
@@ -50,6 +116,11 @@ def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
 
 def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
     """Crop, flip, warp, 3-Augment, colour jitter, tensor, normalise: DeiT-III's order with what the recipe has."""
+    return v2.Compose(geometry(recipe) + colours(recipe) + _to_tensor(recipe.data))
+
+
+def geometry(recipe: Recipe) -> list[Callable]:
+    """The steps up to the model's image size and shape; RandAugment is among them, as it warps too."""
     augment, size = recipe.augment, (recipe.data.image_size, recipe.data.image_size)
     interpolation = _INTERPOLATION[augment.interpolation]
     steps: list[Callable] = [v2.Resize(size, interpolation)]
@@ -58,9 +129,9 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
         mode = {"reflect": "reflect", "zero": "constant"}[augment.crop_fill]
         steps = [resize, v2.RandomCrop(size, augment.crop_padding, padding_mode=mode)]
     if augment.crop_scale:
-        steps = [v2.RandomResizedCrop(size, augment.crop_scale, augment.crop_ratio, interpolation)]
+        steps = [RandomResizedCrop(size, augment.crop_scale, augment.crop_ratio, interpolation)]
     if augment.flip:
-        steps.append(v2.RandomHorizontalFlip(augment.flip))
+        steps.append(RandomHorizontalFlip(augment.flip))
     if augment.affine:
         warp = augment.affine
         # PIL warps with bilinear or bicubic alike; the border is black
@@ -69,11 +140,15 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
         steps.append(v2.AutoAugment(v2.AutoAugmentPolicy(augment.auto_augment), fill=[128] * recipe.data.channels))
     if augment.rand_augment:
         steps.append(rand_augment(augment.rand_augment, recipe.data))
-    if augment.three_augment:
-        steps.append(three_augment())
-    if augment.color_jitter:
-        steps.append(v2.ColorJitter(*(augment.color_jitter,) * 3))
-    return v2.Compose(steps + _to_tensor(recipe.data))
+    return steps
+
+
+def colours(recipe: Recipe) -> list[Callable]:
+    """The steps that leave every pixel where it is."""
+    steps = [three_augment()] if recipe.augment.three_augment else []
+    if recipe.augment.color_jitter:
+        steps.append(ColorJitter(*(recipe.augment.color_jitter,) * 3))
+    return steps
 
 
 def eval_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
@@ -84,5 +159,4 @@ def eval_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
 
 
 def _to_tensor(data: Data) -> list[Callable]:
-    # the first version of ToTensor divides by 255, as the reference; the second multiplies by the rounded 1/255
-    return [ToTensor(), v2.Normalize(data.mean, data.std)]
+    return [ToTensor(), Normalize(data.mean, data.std)]
