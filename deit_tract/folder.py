@@ -19,7 +19,8 @@ from deit_tract.checkpoint import disk_errors, write_atomic
 from deit_tract.errors import UserError
 from deit_tract.recipe_source import ROOT
 
-_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "numpy", "pillow", "scikit-learn", "pydantic")
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "numpy", "pillow", "simplejpeg",
+             "scikit-learn", "pydantic")  # fmt: skip
 
 
 class Lock:

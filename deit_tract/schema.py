@@ -51,6 +51,9 @@ class Data(Section):
     resident: bool = Field(
         False, description="images of image_size held on the device as one uint8 tensor; crop_padding and flip alone"
     )
+    pipeline: Literal["exact", "fast"] = Field(
+        "exact", description="training images: PIL to the last bit, or faster with resizes that round differently"
+    )
     verify: bool = Field(True, description="insist on the data set's official counts; false accepts a part of it")
     skip_unreadable: Annotated[int, Field(ge=0)] = Field(
         0, description="so many unreadable training images are each replaced by another; one more ends the run"

@@ -8,15 +8,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "deit_tract"
 
 LAYERS = [
-    {"errors", "gram", "schema", "measures"},
+    {"errors", "gram", "schema", "measures", "data.colour"},
     {"tract", "recipe_source", "running_statistics", "cifar_models"},
     {"published", "first_layer"},
     {"recipe"},
     {"data.stream", "data.readers"},
-    {"data.imagenet", "data.official", "data.feed"},
+    {"data.imagenet", "data.official", "data.decode", "data.feed"},
     {"data.cifar"},
     {"data.transfer"},
     {"models", "optim", "data.datasets", "data.augment", "data.mix", "data.resident"},
+    {"data.fast"},
     {"tasks.classify", "cost", "zero", "data.held_out"},
     {"checkpoint", "engine", "processes", "tasks.predictions"},
     {"evaluate", "folder", "log", "start", "trained", "reports"},

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit_tract import models
-from deit_tract.data import augment, datasets, mix
+from deit_tract.data import augment, datasets, fast, mix
 from deit_tract.data.resident import Resident
 from deit_tract.data.stream import derive, seed_generators
 from deit_tract.schema import Recipe
@@ -27,6 +27,8 @@ class Classify:
             self.train_data = Resident(self.train_data, recipe, recipe.augment)
             self.val_data = Resident(self.val_data, recipe)
         self.train_transform, self.eval_transform = augment.train_transform(recipe), augment.eval_transform(recipe)
+        if recipe.data.pipeline == "fast":
+            self.train_data, self.train_transform = fast.pipeline(recipe, self.train_data)
         self.bare = models.build(recipe)
         self.drop_paths = [layer for layer in self.bare.modules() if isinstance(layer, models.DropPath)]
         soft_ce = partial(F.cross_entropy, label_smoothing=recipe.loss.smoothing)

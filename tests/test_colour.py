@@ -1,0 +1,97 @@
+"""Operations on batches of uint8 images: PIL's, to the last bit."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torchvision.transforms import ToTensor, v2
+
+from deit_tract.data import colour
+from deit_tract.data.readers import Folders
+
+pil = v2.functional  # on PIL images it calls PIL
+SIZES = [(1, 1), (1, 9), (6, 1), (2, 3), (4, 5), (37, 53), (64, 64)]  # width, height
+
+
+def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def tensor(image: Image.Image) -> torch.Tensor:
+    """uint8 (c, h, w)"""
+    array = torch.from_numpy(np.array(image))
+    return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
+
+
+FACTORS = [0.0, 0.3, 0.7, 0.999, 1.0, 1.0001, 1.3, 2.5]
+RADII = [0.1, 0.3, 0.5, 0.99, 1.0, 1.2, 1.41421, 1.5, 1.73, 1.9999, 2.0]
+
+
+def theirs(name: str, image: Image.Image, number: float) -> Image.Image:
+    return {
+        "grey": lambda: pil.rgb_to_grayscale(image, num_output_channels=len(image.getbands())),
+        "solarize": lambda: ImageOps.solarize(image, 128),
+        "blur": lambda: image.filter(ImageFilter.GaussianBlur(number)),
+        "brightness": lambda: pil.adjust_brightness(image, number),
+        "contrast": lambda: pil.adjust_contrast(image, number),
+        "saturation": lambda: pil.adjust_saturation(image, number),
+    }[name]()
+
+
+def ours(name: str, images: torch.Tensor, numbers: list[float]) -> torch.Tensor:
+    if name in ("grey", "solarize"):
+        return getattr(colour, name)(images)
+    columns = torch.tensor([colour.box_weights(n) for n in numbers]).T if name == "blur" else [torch.tensor(numbers)]
+    return getattr(colour, name)(images, *columns)
+
+
+OPERATIONS = ["grey", "solarize", "blur", "brightness", "contrast", "saturation"]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_is_pils_on_any_size(name, mode):
+    numbers = RADII if name == "blur" else np.float32(FACTORS).tolist()
+    for size in SIZES:
+        images = [noise(size, mode, seed) for seed in range(len(numbers))]
+        found = ours(name, torch.stack([tensor(image) for image in images]), numbers)
+        for image, number, result in zip(images, numbers, found, strict=True):
+            assert torch.equal(result, tensor(theirs(name, image, number))), (size, number)
+
+
+def test_any_radius_of_blur_is_pils():
+    images = [noise((7, 5), seed=seed) for seed in range(400)]
+    radii = np.random.default_rng(0).uniform(0.1, 2.0, 400).tolist()
+    found = ours("blur", torch.stack([tensor(image) for image in images]), radii)
+    expected = torch.stack([tensor(theirs("blur", *pair)) for pair in zip(images, radii, strict=True)])
+    assert torch.equal(found, expected)
+
+
+def test_black_white_and_edges_blur_as_pils():
+    white, half = Image.new("RGB", (9, 9), "white"), Image.new("RGB", (9, 9))
+    half.paste("white", (4, 0, 9, 9))
+    for image in (white, half, Image.new("RGB", (9, 9))):
+        batch = tensor(image).expand(len(RADII), -1, -1, -1)
+        for result, radius in zip(ours("blur", batch, RADII), RADII, strict=True):
+            assert torch.equal(result, tensor(theirs("blur", image, radius)))
+
+
+def test_normalisation_is_torchvisions():
+    values = torch.arange(256, dtype=torch.uint8).expand(3, 2, 256).contiguous()
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    expected = v2.Normalize(mean, std)(ToTensor()(Image.fromarray(values.permute(1, 2, 0).numpy())))
+    constants = [torch.tensor(numbers).view(3, 1, 1) for numbers in (mean, std)]
+    assert torch.equal(colour.normalize(values[None], *constants)[0], expected)
+
+
+def test_operations_are_pils_on_photos(real_images):
+    photos, generator = Folders(real_images("imagenet_samples_256.tar") / "train", "RGB"), random.Random(0)
+    for index in range(0, 1000, 50):
+        image = photos[index][0]
+        for name in OPERATIONS:
+            number = generator.uniform(0.1, 2.0)
+            number = number if name == "blur" else torch.tensor(number).item()  # a factor is drawn in float32
+            assert torch.equal(ours(name, tensor(image)[None], [number])[0], tensor(theirs(name, image, number)))

@@ -1,0 +1,157 @@
+"""The fast pipeline: what PIL and torchvision compute for the same draws, in any order of work."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import losses, short, train
+from PIL import Image
+from torchvision.transforms import v2
+
+from deit_tract import recipe as recipes
+from deit_tract.data import augment, fast
+from deit_tract.data.decode import Decoded
+from deit_tract.data.readers import Folders
+from deit_tract.data.stream import seed_generators
+from deit_tract.errors import UserError
+
+pil = v2.functional  # on PIL images it calls PIL
+PLAIN = ["augment.three_augment=false", "augment.color_jitter=0", "data.mean=[0,0,0]", "data.std=[1,1,1]"]
+
+
+def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def tensor(image: Image.Image) -> torch.Tensor:
+    """uint8 (c, h, w)"""
+    array = torch.from_numpy(np.array(image))
+    return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def photos(real_images) -> Folders:
+    return Folders(real_images("imagenet_samples_256.tar") / "train", "RGB")
+
+
+# ---- resizing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "worst"), [("bicubic", 0.02), ("bilinear", 0.1)])  # of the values of one image
+def test_a_resize_differs_by_two_levels_at_most_in_less_than_a_hundredth_of_the_values(photos, mode, worst):
+    interpolation, generator = v2.InterpolationMode(mode), random.Random(1)
+    shares, tall = [], 0
+    for index in range(0, 1000, 8):
+        image = photos[index][0]
+        width, height = (generator.randint(side // 5, side) for side in image.size)
+        image = image.crop((0, 0, width, height))
+        tall += height - 224 > max(0, 2 * (width - 224))
+        expected = tensor(pil.resize(image, [224, 224], interpolation)).int()
+        difference = (fast.resize(tensor(image), [224, 224], interpolation) - expected).abs()
+        assert difference.max() <= 2, (index, width, height)
+        shares.append((difference > 0).float().mean().item())
+    assert tall > 5, "crops that PIL 13 shrinks in height first are among them"
+    assert np.mean(shares) <= 0.01 and max(shares) <= worst, (np.mean(shares), max(shares))
+
+
+def test_a_resize_of_the_shorter_side_has_torchvisions_size():
+    for size in [(300, 200), (200, 301), (224, 500), (224, 224), (97, 31)]:
+        image = noise(size)
+        found = fast.resize(tensor(image), [224], v2.InterpolationMode.BICUBIC)
+        expected = tensor(pil.resize(image, [224], v2.InterpolationMode.BICUBIC))
+        assert found.shape == expected.shape
+        assert (found.int() - expected.int()).abs().max() <= 2
+
+
+# ---- the transform ---------------------------------------------------------------------------------------------------
+
+SAME_SIZE = ["data.image_size=48", "augment.crop_scale=null", "augment.flip=0.5"]
+RECIPES = {  # without a resize everything must be equal
+    "3-Augment, jitter": ("vit_s_800ep", SAME_SIZE),
+    "jitter alone": ("vit_s_800ep", [*SAME_SIZE, "augment.three_augment=false", "augment.color_jitter=0.4"]),
+    "3-Augment alone": ("vit_s_800ep", [*SAME_SIZE, "augment.color_jitter=0"]),
+    "padded crop": ("vit_b_ft224_lamb", ["data.image_size=48"]),
+    "RandAugment": ("vit_b_ft224", SAME_SIZE),
+    "warp, grey": ("quickstart", ["data.image_size=48", "augment.three_augment=true", "augment.color_jitter=0.3"]),
+}
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_all_but_resizes_is_equal_for_equal_seeds(case):
+    recipe = recipes.load(*RECIPES[case])
+    exact = augment.train_transform(recipe)
+    whole, deferred = (fast.FastTransform(recipe, defer) for defer in (False, True))
+    images = [noise((48, 48), "RGB" if recipe.data.channels == 3 else "L", seed) for seed in range(60)]
+    expected, found, left = [], [], []
+    for seed, image in enumerate(images):
+        array = np.array(image)
+        for results, transform, source in ((expected, exact, image), (found, whole, array), (left, deferred, array)):
+            seed_generators(seed)
+            results.append(transform(source))
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    pixels, draws = (torch.stack(part) for part in zip(*left, strict=True))
+    assert pixels.dtype == torch.uint8 and pixels.shape == (60, 48, 48, recipe.data.channels)
+    assert torch.equal(deferred.finish(pixels, draws), torch.stack(expected))
+
+
+def test_a_batch_is_finished_as_its_images_alone():
+    recipe = recipes.load("vit_s_800ep", SAME_SIZE)
+    transform, samples = fast.FastTransform(recipe, defer=True), []
+    for seed in range(16):
+        seed_generators(seed)
+        samples.append(transform(np.array(noise((48, 48), seed=seed))))
+    pixels, draws = (torch.stack(part) for part in zip(*samples, strict=True))
+    alone = [transform.finish(*(part[None] for part in sample))[0] for sample in samples]
+    before = pixels.clone()
+    assert torch.equal(transform.finish(pixels, draws), torch.stack(alone)) and torch.equal(pixels, before)
+
+
+@pytest.mark.parametrize("name", ["vit_s_800ep", "vit_b_ft224_lamb"])
+def test_photos_are_cropped_and_flipped_alike(name, photos):
+    recipe = recipes.load(name, PLAIN)
+    exact, quick = augment.train_transform(recipe), fast.FastTransform(recipe, defer=False)
+    pixels = Decoded(photos)
+    for index in range(0, 1000, 40):
+        seed_generators(index)
+        expected = exact(photos[index][0])
+        seed_generators(index)
+        difference = (quick(pixels[index][0]) - expected).mul(255).round().abs()
+        assert difference.max() <= 2 and (difference > 0).float().mean() <= 0.02
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def test_where_nothing_is_resized_training_is_the_same(tmp_path):
+    runs = {name: losses(train(tmp_path / name, *short(4, f"data.pipeline={name}"))) for name in ("exact", "fast")}
+    assert runs["exact"] == runs["fast"]
+
+
+SMALL = ["data.name=synthetic", "data.image_size=16", "data.channels=3", "data.mean=[0.5,0.5,0.5]",
+         "data.std=[0.2,0.2,0.2]", "augment.crop_scale=[0.08,1]", "augment.flip=0.5", "augment.three_augment=true",
+         "augment.color_jitter=0.3", "data.pipeline=fast", "save.every_steps=2"]  # fmt: skip
+
+
+@pytest.mark.parametrize("defer", [False, True])
+def test_a_run_that_goes_on_and_any_workers_see_the_same_pixels(tmp_path, monkeypatch, defer):
+    monkeypatch.setattr(fast.torch.cuda, "is_available", lambda: False)
+    if defer:  # as with a GPU, computed here
+        make = fast.FastTransform
+        monkeypatch.setattr(fast, "FastTransform", lambda recipe, defer: make(recipe, defer=True))
+
+    def run(name: str, *more: str) -> list[float]:
+        return losses(train(tmp_path / name, *short(4, *SMALL, *more)))
+
+    whole = run("whole", "data.workers=0")
+    assert run("workers", "data.workers=2") == whole
+    (tmp_path / "again" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "whole" / "checkpoints" / "step_00000002").rename(tmp_path / "again" / "checkpoints" / "step_00000002")
+    assert run("again", "data.workers=1") == whole[2:]
+
+
+def test_a_run_does_not_change_its_pipeline(tmp_path):
+    train(tmp_path, *short(1))
+    with pytest.raises(UserError, match=r'data.pipeline: "exact" -> "fast"'):
+        train(tmp_path, *short(1, "data.pipeline=fast"))
