@@ -1,6 +1,6 @@
 """Speed and memory as ratios against baselines, measured side by side in one run.
 
-    python tools/bench.py tract [--rounds N] [--only WORD ...] [--json FILE]
+    python tools/bench.py tract|data [--rounds N] [--only WORD ...] [--json FILE]
 
 Prints a Markdown table; --json also writes every sample. On a CPU: process time with one thread. On a GPU: CUDA events.
 """
@@ -243,7 +243,13 @@ def bench_tract(arguments: argparse.Namespace, device: torch.device) -> dict:
     return results
 
 
-BENCHES = {"tract": bench_tract}
+def bench_data(arguments: argparse.Namespace, device: torch.device) -> dict:
+    from tools import bench_data  # which takes its measuring from here
+
+    return bench_data.run(arguments, device)
+
+
+BENCHES = {"tract": bench_tract, "data": bench_data}
 
 
 def main() -> None:
@@ -251,6 +257,7 @@ def main() -> None:
     parser.add_argument("bench", choices=BENCHES)
     parser.add_argument("--rounds", type=int, default=11, help="times every variant is measured (default: 11)")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="cases whose name contains one of these")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="data: JPEGs to read (default: 200 made ones)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     arguments = parser.parse_args()
