@@ -73,12 +73,12 @@ def generate(folder: Path) -> list[Path]:
         for octave in (4, 16, 64, 256):
             noise = generator.integers(0, 256, (octave, octave, 3), dtype=np.uint8)
             image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-            total += np.asarray(image, float) / octave**0.4
+            total += np.asarray(image, float) / octave**0.2
         image = Image.fromarray((total / total.max() * 255).astype(np.uint8))
         shapes = Image.fromarray(generator.integers(0, 2, (6, 8), dtype=np.uint8) * 255).resize((width, height), 0)
         image.paste(image.filter(ImageFilter.GaussianBlur(4)), mask=shapes)
         files.append(folder / f"{number:03}.jpg")
-        image.save(files[-1], quality=93, subsampling=0 if number % 4 else 2)
+        image.save(files[-1], quality=95, subsampling=0 if number % 4 else 2)
     return files
 
 
