@@ -97,6 +97,8 @@ def _check(recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
         yield ("model", "tract"), what, "set model.tract=null, or model.train=all"
     if recipe.loss.name == "bce" and recipe.loss.smoothing:
         yield ("loss", "smoothing"), "with bce every smoothed class would count as positive", "set it to 0"
+    if data.resident and data.pipeline == "fast":
+        yield ("data", "pipeline"), "resident images are not decoded, cropped or resized", "set it to exact"
     for key in ("mean", "std"):
         if len(getattr(data, key)) != data.channels:
             yield ("data", key), f"{len(getattr(data, key))} values for {data.channels} channels", "give one a channel"
