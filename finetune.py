@@ -4,7 +4,8 @@
     accelerate launch finetune.py --recipe vit_b_ft224 --checkpoint deit_3_base_192_1k.pth --data-dir IMAGENET
     accelerate launch finetune.py --recipe transfer_cars_vit_s --checkpoint timm:deit3_small_patch16_224 --data-dir DIR
 
---checkpoint is a run's folder, a .safetensors or .pth file with timm's or DeiT-III's names, or timm:NAME.
+--checkpoint is a run's folder, a .safetensors or .pth file with timm's or DeiT-III's names, timm:NAME or, for
+detection, torchvision:NAME or VGG-16's file.
 """
 
 from deit_tract.cli import main

@@ -31,7 +31,7 @@ def _parser(description: str, finetune: bool) -> Parser:
     add = arguments.add_argument
     add("--recipe", metavar="NAME|FILE", help="a recipe of recipes/ by name, or a YAML file")
     if finetune:
-        add("--checkpoint", metavar="RUN|FILE|timm:NAME", help="weights to start from")
+        add("--checkpoint", metavar="RUN|FILE|timm:NAME|torchvision:NAME", help="weights to start from")
     add("--data-dir", metavar="DIR", help="where the data set lies")
     add("--output", metavar="DIR", type=Path, help="the run's folder (default: runs/RECIPE); an existing run goes on")
     add("--set", metavar="section.key=value", action="append", default=[], help="override a value; may be repeated")
@@ -103,13 +103,14 @@ def _train(recipe: recipes.Recipe, arguments: argparse.Namespace) -> None:
             print(f"preempted: saved step {summary['steps']:,}; the same command goes on from it", flush=True)
         sys.exit(PREEMPTED)
     if main:
-        print(_ending(summary))
+        print(_ending(summary, recipe.headline))
 
 
-def _ending(summary: dict) -> str:
+def _ending(summary: dict, headline: str) -> str:
     """The last evaluation, which is the result, and beside it the best one, which the evaluated images chose."""
+    shown = (headline, f"ema_{headline}")
     final, best = (
-        ", ".join(f"{key} {value:.2f}" for key, value in summary[part].items() if key in ("top1", "ema_top1"))
+        ", ".join(f"{key} {value:.2f}" for key, value in summary[part].items() if key in shown)
         for part in ("final", "best")
     )
     chosen = f" (best {best} at step {summary['best']['step']:,})" if summary["best"] != summary["final"] else ""
@@ -121,7 +122,7 @@ def listing() -> str:
     rows = []
     for name in recipe_source.names():
         recipe = recipes.load(name)
-        expected = recipe.expect.top1
+        expected = recipe.expected
         rows.append(
             (name, recipe.about, "unknown" if expected is None else f"{expected:g} %", recipe.expect.cost or "")
         )

@@ -7,7 +7,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from deit_tract import first_layer, models, tract
+from deit_tract import detector, first_layer, models, tract
 from deit_tract.errors import UserError
 from deit_tract.schema import Recipe
 
@@ -60,6 +60,7 @@ def measure(recipe: Recipe, net: nn.Module) -> Cost:
     where the classifier alone is trained, and attention alone saves less than this says.
     Raises UserError where the model does not take the recipe's images.
     """
+    net = detector.Shapes(net) if isinstance(net, detector.Detector) else net
     first = first_layer.name_of(net)
     flops, activations = _trace(recipe, net)
     total, lane = flops["Global"], recipe.batch.lane_size
@@ -106,7 +107,7 @@ def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
             name: torch.empty(value.shape, dtype=value.dtype, requires_grad=value.requires_grad)
             for name, value in state.items()
         }
-        images = torch.empty(lane, data.channels, data.image_size, data.image_size)
+        images = torch.empty(lane, data.channels, *image_shape(recipe))
         drop_paths = [module for module in net.modules() if isinstance(module, models.DropPath)]
         models.draw_drop_path(drop_paths, lane, 0, images.device)
         counter = FlopCounterMode(display=False, custom_mapping={_FUSED_ATTENTION: _attention_flops})
@@ -115,11 +116,18 @@ def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
             with counter, autocast, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 torch.func.functional_call(net.train(), state, (images,))
         except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-            what = f"{recipe.model.name} does not take {lane} images of {data.channels} x {data.image_size}² px"
+            size = " x ".join(map(str, image_shape(recipe)))
+            what = f"{recipe.model.name} does not take {lane} images of {data.channels} x {size} px"
             raise UserError("data.image_size", f"{what} ({str(error).splitlines()[0]})") from None
     own = {value.untyped_storage()._cdata for value in state.values()}
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     return flops, sum(storage.nbytes() for key, storage in saved.items() if key not in own)
+
+
+def image_shape(recipe: Recipe) -> tuple[int, int]:
+    """Height and width that are counted: for detection those of most VOC photos, 375 x 500, resized."""
+    side = recipe.data.image_size
+    return (side, min(side * 4 // 3, recipe.detect.max_size) if recipe.detect else side)
 
 
 def _attention_flops(query, key, value, *_, **__) -> int:

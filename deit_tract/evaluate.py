@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 
 from deit_tract.data import resident
@@ -14,42 +16,58 @@ from deit_tract.models import autocast
 from deit_tract.schema import Recipe
 
 
-def evaluate(task, model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> dict[str, float]:
-    """The task's metrics of a bare model over the validation data, the same on every process."""
+def evaluate(
+    task, model: nn.Module, recipe: Recipe, accelerator: Accelerator, folder: Path | None = None
+) -> dict[str, float]:
+    """The task's metrics of a bare model over the validation data, the same on every process.
+
+    `folder` takes what the task has to show beside them.
+    """
     cast = partial(autocast, recipe, accelerator.device)
-    return evaluate_by(task, model, accelerator, recipe.evaluate.batch_size, recipe.data.workers, cast)
+    return evaluate_by(task, model, accelerator, recipe.evaluate.batch_size, recipe.data.workers, cast, folder)
 
 
 @torch.inference_mode()
 def evaluate_by(
-    task, model: nn.Module, accelerator: Accelerator, size: int, workers: int, cast: Callable[[], Any]
+    task,
+    model: nn.Module,
+    accelerator: Accelerator,
+    size: int,
+    workers: int,
+    cast: Callable[[], Any],
+    folder: Path | None = None,
 ) -> dict[str, float]:
     """`evaluate` without a recipe: batches of `size` samples from so many loader workers, each in a context `cast()`.
 
-    Process r takes samples r, r + processes, ...; nothing is padded, the sums are added.
+    Process r takes samples r, r + processes, ...; nothing is padded, the sums are added, the records joined.
     """
     count, device = len(task.val_data), accelerator.device
     mine = range(accelerator.process_index, count, accelerator.num_processes)
     batches = [[View(index, 0) for index in mine[first : first + size]] for first in range(0, len(mine), size)]
-    data = resident.batches(task.val_data, task.eval_transform, False, batches, workers, device)
-    names, total = [], torch.zeros(0)
+    data = resident.batches(task.val_data, task.eval_transform, False, batches, workers, device, task.collate)
+    names, total, records = [], torch.zeros(0), []
     was_training = model.training
     model.eval()
     for batch in checked(data):
         with cast():
-            sums = task.evaluate(model, [tensor.to(device, non_blocking=True) for tensor in batch])
+            sums = task.evaluate(model, send_to_device(batch, device, non_blocking=True))
+        records += sums.pop("records", [])
         names, values = list(sums), torch.stack([value.float() for value in sums.values()])
         total = values if not len(total) else total + values
     model.train(was_training)
-    return task.summarize(_add_up(names, total, accelerator, count))
+    mine = dict(zip(names, total.tolist(), strict=True)) | {"records": records}
+    sums = _add_up(mine, accelerator, count)
+    if folder is not None and accelerator.is_main_process:
+        task.report(sums, folder)
+    return task.summarize(sums)
 
 
-def _add_up(names: list[str], total: torch.Tensor, accelerator: Accelerator, count: int) -> dict[str, float]:
+def _add_up(mine: dict, accelerator: Accelerator, count: int) -> dict:
     """Sums over processes, of which some may have had no sample; every sample must be in them once."""
-    sums: dict[str, float] = {}
-    for share in shares(dict(zip(names, total.tolist(), strict=True)), accelerator):
+    sums: dict = {}
+    for share in shares(mine, accelerator):
         for name, value in share.items():
-            sums[name] = sums.get(name, 0.0) + value
+            sums[name] = sums[name] + value if name in sums else value
     assert sums["count"] == count, f"evaluated {sums['count']} of {count} samples"
     return sums
 

@@ -141,7 +141,8 @@ class RunLog:
         self.record(values)
         standing = self._standing(values)
         apart = ("step", "epoch", *(("top1", "published_top1") if standing else ()))
-        shown = [*standing, *(f"{k} {v:.3f}" for k, v in values.items() if k not in apart)]
+        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}  # not the classes' own
+        shown = [*standing, *(f"{k} {v:.3f}" for k, v in numbers.items() if k not in apart)]
         self.say(f"step {values['step']}/{self.total}: {', '.join(shown)}")
 
     def _near(self, values: dict | None) -> tuple[float, float] | None:

@@ -1,20 +1,21 @@
 """The training loop. Accelerate launches, wraps, casts and reduces; data, schedule and randomness are ours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from timm.utils import ModelEmaV3
 from torch import Tensor
+from torch.utils.data import default_collate
 
-from deit_tract import checkpoint, engine, optim, start
+from deit_tract import checkpoint, engine, optim, start, tasks
 from deit_tract.data.feed import lane_batches
 from deit_tract.data.resident import Resident
-from deit_tract.data.stream import Replaced, Stream, Views, checked, lanes_of
+from deit_tract.data.stream import Replaced, Stream, Views, checked, lanes_of, loader
 from deit_tract.errors import UserError
 from deit_tract.evaluate import evaluate
 from deit_tract.folder import Lock, open_folder
@@ -22,7 +23,6 @@ from deit_tract.log import Clock, RunLog, check_trackers
 from deit_tract.processes import Stop, on_main, together
 from deit_tract.running_statistics import RunningStatistics
 from deit_tract.schema import Recipe
-from deit_tract.tasks.classify import Classify
 
 
 def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
@@ -74,8 +74,8 @@ class Run:
     ):
         """Start from step 0, from `weights` where given, or go on from the checkpoint `newest`."""
         self.recipe, self.accelerator = recipe, accelerator
-        self.checkpoints = folder / "checkpoints"
-        self.task = task = Classify(recipe)
+        self.checkpoints, self.evaluations = folder / "checkpoints", folder / "evaluations"
+        self.task = task = tasks.build(recipe)
         batch = recipe.batch
         self.lanes = lanes_of(accelerator.process_index, accelerator.num_processes, batch.lanes)
         self.stream = Stream(len(task.train_data), batch.lanes, batch.lane_size, recipe.augment.repeats, recipe.seed)
@@ -111,14 +111,7 @@ class Run:
         self.log.say(self._headline() + self.beginning)
         skip = {step - 1 for step in self.recipe.faults.skip_steps}
         steps = [step for step in range(self.step, self.total) if step not in skip]
-        task, data, device = self.task, self.recipe.data, self.accelerator.device
-        if isinstance(task.train_data, Resident):
-            keys = self.stream.batches(steps, self.lanes)
-            batches = checked(task.train_data.batches(keys, data.workers, device))
-        else:
-            views = Views(task.train_data, task.train_transform, bool(data.skip_unreadable))
-            batches = lane_batches(views, self.stream, steps, self.lanes, data.workers, device, self.replaced)
-        batches = self.clock.waiting(batches)
+        batches = self.clock.waiting(self._batches(steps))
         self.engine.model.train()
         for step in range(self.step, self.total):
             if step not in skip:
@@ -129,6 +122,18 @@ class Run:
                 self._save_before_leaving()
                 break
         on_main(self.accelerator, self.writer.wait)
+
+    def _batches(self, steps: list[int]) -> Iterator:
+        """The task's batches on this process's device: for each step, for each of its lanes."""
+        task, data, device = self.task, self.recipe.data, self.accelerator.device
+        keys = self.stream.batches(steps, self.lanes)
+        if isinstance(task.train_data, Resident):
+            return checked(task.train_data.batches(keys, data.workers, device))
+        views = Views(task.train_data, task.train_transform, bool(data.skip_unreadable))
+        if task.collate is default_collate:
+            return lane_batches(views, self.stream, steps, self.lanes, data.workers, device, self.replaced)
+        batches = checked(loader(views, keys, data.workers, device.type == "cuda", task.collate), self.replaced)
+        return (send_to_device(batch, device, non_blocking=True) for batch in batches)
 
     def optimizer_step(self, step: int, batches) -> tuple[Tensor, Tensor]:
         """One lane after the other, then the update. Returns this process's share of the loss and the gradient norm."""
@@ -166,7 +171,8 @@ class Run:
             self._save()
 
     def _evaluate(self) -> dict[str, float]:
-        metrics = evaluate(self.task, self.engine.whole(), self.recipe, self.accelerator)
+        folder = self.evaluations / f"step_{self.step:08d}"
+        metrics = evaluate(self.task, self.engine.whole(), self.recipe, self.accelerator, folder)
         if self.ema is not None:
             average = evaluate(self.task, self.ema.module, self.recipe, self.accelerator)
             metrics |= {f"ema_{name}": value for name, value in average.items()}

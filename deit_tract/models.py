@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from timm.layers import DropPath as TimmDropPath
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+from torchvision.models import get_weight
 
-from deit_tract import cifar_models, tract  # noqa: F401  (the former registers its models with timm)
+# cifar_models registers its models with timm
+from deit_tract import cifar_models, detector, detector_weights, tract  # noqa: F401
 from deit_tract.data.stream import derive, seed_generators
 from deit_tract.errors import UserError
 from deit_tract.schema import Model, Recipe
@@ -20,6 +22,8 @@ from deit_tract.schema import Model, Recipe
 
 def build(recipe: Recipe) -> nn.Module:
     """The recipe's model on the CPU, initialised from its seed. Raises UserError on what timm does not know."""
+    if recipe.task == "detect":
+        return detector.build(recipe)
     seed_generators(derive(recipe.seed, "init"))
     model, data = recipe.model, recipe.data
     if not timm.is_model(model.name):
@@ -128,7 +132,10 @@ def load_weights(model: nn.Module, source: str, new_head: bool = False) -> None:
 
     Takes timm's and DeiT-III's names (gamma_1 for ls1.gamma), bare or under "model"; resizes the position embedding.
     With `new_head` the classifier stays as it is. Raises UserError on any other missing or unexpected key or shape.
+    A detector may start from VGG-16's weights (`detector_weights`).
     """
+    if isinstance(model, detector.Detector):
+        return detector_weights.load(model, _read(source), source)
     weights = read_weights(source)
     if isinstance(weights.get("pos_embed"), Tensor):
         weights["pos_embed"] = _resized(weights["pos_embed"], model)
@@ -158,10 +165,12 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
 
 def _read(source: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pth file, or of timm's hub, by name."""
+    """The tensors of a .safetensors or .pth file, or of timm's or torchvision's hub, by name."""
     try:
         if source.startswith("timm:"):
             return timm.create_model(source.removeprefix("timm:"), pretrained=True).state_dict()
+        if source.startswith("torchvision:"):
+            return get_weight(source.removeprefix("torchvision:")).get_state_dict(progress=False, check_hash=True)
         if source.endswith(".safetensors"):
             return load_file(source)
         with torch.serialization.safe_globals([Namespace]):  # DeiT's main.py stores its arguments beside the weights

@@ -33,9 +33,11 @@ def build(optim: Optim, model: nn.Module) -> torch.optim.Optimizer:
 
 def _groups(optim: Optim, model: nn.Module) -> list[dict]:
     if optim.decay_all:
-        return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": optim.weight_decay}]
-    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    return param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=skip)
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": optim.weight_decay}]
+    else:
+        skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=skip)
+    return _with_bias_lr(groups, model, optim.bias_lr)
 
 
 def _optimizer(optim: Optim, groups: list[dict]) -> torch.optim.Optimizer:
@@ -46,6 +48,17 @@ def _optimizer(optim: Optim, groups: list[dict]) -> torch.optim.Optimizer:
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.name]
         return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
+
+
+def _with_bias_lr(groups: list[dict], model: nn.Module, factor: float) -> list[dict]:
+    """The groups with their biases apart, which learn at `factor` times the rate (`set_lr`)."""
+    if factor == 1.0:
+        return groups
+    biases = {id(value) for name, value in model.named_parameters() if name.endswith("bias")}
+    rest = [{**group, "params": [p for p in group["params"] if id(p) not in biases]} for group in groups]
+    apart = [{**group, "params": [p for p in group["params"] if id(p) in biases], "lr_scale": factor}
+             for group in groups]  # fmt: skip
+    return [group for group in rest + apart if group["params"]]
 
 
 def clip(optim: Optim, model: nn.Module) -> Tensor:
@@ -89,6 +102,8 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float
             return schedule.warmup_lr + (peak - schedule.warmup_lr) * step / warmup
         if schedule.name == "constant":
             return peak
+        if schedule.name == "multistep":
+            return peak * schedule.gamma ** sum(step >= round(epoch * steps_per_epoch) for epoch in schedule.milestones)
         return schedule.min_lr + (peak - schedule.min_lr) * (1 + math.cos(math.pi * step / total)) / 2
 
     return lr

@@ -16,18 +16,20 @@ import torch
 from torch import nn
 
 from deit_tract import models, optim, published
-from deit_tract.cost import GIB, GPUS, LAUNCHES, MFU, Cost, estimate_memory, measure, speed
-from deit_tract.data import datasets, imagenet, official
+from deit_tract.cost import GIB, GPUS, LAUNCHES, MFU, Cost, estimate_memory, image_shape, measure, speed
+from deit_tract.data import datasets, imagenet, official, voc
 from deit_tract.data.stream import Stream, lanes_of
 from deit_tract.errors import UserError, UserErrors
 from deit_tract.folder import check_folder
 from deit_tract.log import check_trackers
 from deit_tract.schema import Data, Recipe
+from deit_tract.schema_detect import Detect
 
 # Training images, validation images, classes of what needs no look: ILSVRC2012; scikit-learn's digits, a fifth held out
 KNOWN = {"imagenet": (imagenet.TRAIN, imagenet.VAL, 1000), "digits": (1_437, 360, 10)}
 KNOWN |= {name: (facts.train, facts.val, facts.classes) for name, facts in official.FACTS.items()}
-ON_DISK = ("imagenet", "folder", *official.FACTS)
+KNOWN |= {"voc2007": (*voc.COUNTS.values(), 20)}
+ON_DISK = ("imagenet", "folder", *official.FACTS, "voc", "voc2007")
 PROCESSES = (1, 2, 4, 8)
 CORE_RATE = 184  # images/s: DeiT's pipeline in PIL, 224 px crops of ImageNet's JPEGs, one Zen 4 core
 
@@ -64,7 +66,7 @@ def make(recipe: Recipe, folder: Path) -> Plan:
     errors: list[UserError] = []
     net = _build(recipe, errors)
     cost = _try(errors, measure, recipe, net) if net is not None else None
-    samples = _try(errors, count_samples, recipe.data)
+    samples = _try(errors, count_samples, recipe.data, recipe.detect)
     batch, augment = recipe.batch, recipe.augment
     stream = samples and _try(errors, Stream, samples[0], batch.lanes, batch.lane_size, augment.repeats, recipe.seed)
     times = _times(recipe, stream, errors)
@@ -106,13 +108,13 @@ def _build(recipe: Recipe, errors: list[UserError]) -> nn.Module | None:
             recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=changed)})
 
 
-def count_samples(data: Data) -> tuple[int, int] | None:
+def count_samples(data: Data, detect: Detect | None = None) -> tuple[int, int] | None:
     """Training and validation images: counted where the data is at hand, else the data set's own; None: unknown.
 
     Raises what the run would about the data.
     """
     if data.name == "synthetic" or (data.name in ON_DISK and data.dir is not None):
-        return tuple(len(split) for split in datasets.load(data))
+        return tuple(len(split) for split in (voc.load(data, detect) if detect else datasets.load(data)))
     if data.name not in KNOWN:
         return None
     train, val, classes = KNOWN[data.name]
@@ -168,7 +170,7 @@ def _notes(recipe: Recipe, samples: tuple[int, int] | None) -> list[str]:
     if recipe.precision.autocast == "fp16" and not torch.cuda.is_available():
         notes.append("fp16 needs a CUDA GPU, which this machine does not have")
     if recipe.model.pretrained:
-        notes.append("starts from given weights: finetune.py --checkpoint RUN|FILE|timm:NAME")
+        notes.append("starts from given weights: finetune.py --checkpoint RUN|FILE|timm:NAME|torchvision:NAME")
     return notes
 
 
@@ -214,7 +216,10 @@ def _what(plan: Plan) -> Lines:
     lines = [("model", f"{model.name}, {size}, {on}, drop path {model.drop_path:g}"), ("per image", f"{flops}{rule}")]
     if cost.tract:
         lines.append(("", f"TrAct's Gram matrix: {cost.tract / 1e9:.2g} GFLOP at most, not in the above"))
-    return [*lines, ("data", f"{data.name}: {counts}, {data.classes} classes, {data.image_size} px")]
+    return [
+        *lines,
+        ("data", f"{data.name}: {counts}, {data.classes} classes, {' x '.join(map(str, image_shape(recipe)))} px"),
+    ]
 
 
 def _when(plan: Plan) -> Lines:

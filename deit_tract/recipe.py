@@ -13,6 +13,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from deit_tract import recipe_source as source
+from deit_tract import recipe_task
 from deit_tract.errors import UserError, UserErrors, escaped, on_one_line, short
 from deit_tract.recipe_source import KeyPath, Value, Values
 from deit_tract.schema import Recipe, Section
@@ -21,7 +22,7 @@ from deit_tract.schema import Recipe, Section
 # Two are there to go on after a fault, and change a step or the views of a broken image.
 FREE_KEYS = (
     *("about", "expect", "data.dir", "data.resident", "data.verify", "data.workers", "evaluate.batch_size"),
-    *("data.skip_unreadable", "faults", "log", "save"),
+    *("evaluate.pictures", "data.skip_unreadable", "faults", "log", "save"),
 )
 
 # Arguments of timm.create_model that read files of weights or fetch them
@@ -95,7 +96,7 @@ def _check(recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
     if model.train != "all" and model.tract is not None:
         what = f"TrAct trains the first layer, which model.train={model.train} freezes"
         yield ("model", "tract"), what, "set model.tract=null, or model.train=all"
-    if recipe.loss.name == "bce" and recipe.loss.smoothing:
+    if recipe.loss and recipe.loss.name == "bce" and recipe.loss.smoothing:
         yield ("loss", "smoothing"), "with bce every smoothed class would count as positive", "set it to 0"
     if data.resident and data.pipeline == "fast":
         yield ("data", "pipeline"), "resident images are not decoded, cropped or resized", "set it to exact"
@@ -116,6 +117,9 @@ def _check(recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
     ):
         if pair and not 0 < pair[0] <= pair[1]:
             yield path, f"{list(pair)} is not a range of positive numbers", "give [smallest, largest]"
+    if (schedule.name == "multistep") != bool(schedule.milestones):
+        yield ("schedule", "milestones"), "multistep and milestones need each other", "set both, or neither"
+    yield from recipe_task.check(recipe)
 
 
 def _check_args(args: dict[str, Any]) -> Iterator[tuple[KeyPath, str, str]]:

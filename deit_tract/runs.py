@@ -29,13 +29,13 @@ class Run:
         return [(record["epoch"], record[key]) for record in self.metrics if key in record]
 
     @cached_property
-    def top1(self) -> Points:
-        """Percent, at each evaluation."""
-        return self.curve("top1")
+    def score(self) -> Points:
+        """The task's headline metric, top-1 or mAP07, in percent at each evaluation."""
+        return self.curve(self.recipe.headline)
 
     @property
     def finished(self) -> bool:
-        return self.summary["exit"] == "finished" and bool(self.top1)
+        return self.summary["exit"] == "finished" and bool(self.score)
 
 
 @dataclass(eq=False)
@@ -47,6 +47,11 @@ class Group:
     @property
     def recipe(self) -> recipes.Recipe:
         return self.runs[0].recipe
+
+    @property
+    def title(self) -> str:
+        """What its score is called."""
+        return {"top1": "top-1", "map07": "mAP07"}[self.recipe.headline]
 
     @property
     def name(self) -> str:
@@ -61,8 +66,8 @@ class Group:
 
     @property
     def finals(self) -> list[float]:
-        """Final top-1 (percent) of each seed."""
-        return [run.top1[-1][1] for run in self.by_seed.values()]
+        """Final top-1 or mAP07 (percent) of each seed."""
+        return [run.score[-1][1] for run in self.by_seed.values()]
 
 
 def read(folders: list[Path]) -> list[Run]:
@@ -121,9 +126,9 @@ def spread(values: list[float]) -> Spread:
 
 
 def gains(base: Group, other: Group) -> dict[int, float]:
-    """Final top-1 of `other` minus that of `base` (points) by seed, for the seeds that both have finished."""
+    """Final top-1 or mAP07 of `other` minus that of `base` (points) by seed, for the seeds that both have finished."""
     return {
-        seed: other.by_seed[seed].top1[-1][1] - run.top1[-1][1]
+        seed: other.by_seed[seed].score[-1][1] - run.score[-1][1]
         for seed, run in base.by_seed.items()
         if seed in other.by_seed
     }
@@ -132,7 +137,7 @@ def gains(base: Group, other: Group) -> dict[int, float]:
 def gains_by_epoch(base: Group, other: Group) -> dict[float, dict[int, float]]:
     """Top-1 of `other` minus that of `base` (points) by epoch and seed, for the evaluations that all of them have."""
     seeds = gains(base, other)
-    curves = {seed: [dict(group.by_seed[seed].top1) for group in (base, other)] for seed in seeds}
+    curves = {seed: [dict(group.by_seed[seed].score) for group in (base, other)] for seed in seeds}
     common = set.intersection(*(set(curve) for pair in curves.values() for curve in pair)) if curves else set()
     return {
         epoch: {seed: ours[epoch] - plain[epoch] for seed, (plain, ours) in curves.items()} for epoch in sorted(common)
@@ -143,8 +148,8 @@ def epochs_saved(base: Group, other: Group) -> dict[int, float | None]:
     """By seed, how many epochs before its end the run of `other` is at the final top-1 of `base`; None: never."""
     saved = {}
     for seed in gains(base, other):
-        final, target = base.by_seed[seed].top1[-1]
-        epoch = reached(other.by_seed[seed].top1, target)
+        final, target = base.by_seed[seed].score[-1]
+        epoch = reached(other.by_seed[seed].score, target)
         saved[seed] = None if epoch is None else final - epoch
     return saved
 

@@ -2,24 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-Epochs = Annotated[float, Field(gt=0, le=1e6)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Pair = Annotated[tuple[float, float], Field(strict=False)]  # strict would refuse YAML's lists
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+from deit_tract.schema_base import Count, Epochs, Fraction, NonNegative, Pair, Positive, Probability, Section
+from deit_tract.schema_detect import Detect
 
 
 class Model(Section):
-    name: str = Field(description="timm model name")
-    args: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    name: str = Field(description="timm model name; task detect: fasterrcnn_vgg16")
+    args: dict[str, Any] = Field(
+        {}, description="further arguments of timm.create_model; task detect: width (64), fc (4096)"
+    )
     class_token_std: Positive | None = Field(
         None, description="of the class token's truncated normal start; null leaves timm's, 1e-6"
     )
@@ -35,14 +28,17 @@ class Model(Section):
     tract_gram: Literal["lane", "batch"] = Field(
         "lane", description="TrAct's Gram matrix: each lane's own (the paper) or the batch's"
     )
+    unfreeze_from: Annotated[int, Field(ge=0, le=13)] = Field(
+        0, description="task detect: so many of VGG's first convolutions stay as they were loaded"
+    )
 
 
 class Data(Section):
-    name: Literal["cars", "cifar10", "cifar100", "digits", "flowers102", "folder", "imagenet", "synthetic"] = Field(
-        description="data set"
-    )
+    name: Literal[
+        "cars", "cifar10", "cifar100", "digits", "flowers102", "folder", "imagenet", "synthetic", "voc", "voc2007"
+    ] = Field(description="data set")
     dir: str | None = Field(None, description="where it lies; normally given as --data-dir")
-    image_size: Count = Field(description="height and width in pixels that the model sees")
+    image_size: Count = Field(description="px, height and width that the model sees; task detect: shorter side")
     channels: Literal[1, 3] = Field(3, description="1: greyscale, 3: RGB")
     classes: Count = Field(description="number of classes, checked against the data")
     mean: list[float] = Field([0.485, 0.456, 0.406], description="per channel, subtracted after scaling to [0, 1]")
@@ -122,10 +118,15 @@ class Optim(Section):
     momentum: Fraction = Field(0.9, description="sgd")
     first_layer: FirstLayer | None = Field(None, description="SGD for it, undecayed; null: as the others")
     clip_grad: Positive | None = Field(None, description="global gradient norm limit; null is off")
+    bias_lr: Positive = Field(1.0, description="factor on the learning rate of biases")
 
 
 class Schedule(Section):
-    name: Literal["cosine", "constant"] = Field("cosine", description="after warm-up; the cosine spans the whole run")
+    name: Literal["cosine", "constant", "multistep"] = Field(
+        "cosine", description="after warm-up; the cosine spans the whole run"
+    )
+    milestones: list[Epochs] = Field([], description="epochs after which multistep multiplies the learning rate")
+    gamma: Positive = Field(0.1, description="by which it does")
     epochs: Epochs | None = Field(None, description="length of the run, or")
     steps: Count | None = Field(None, description="length of the run")
     warmup_epochs: Annotated[float, Field(ge=0, le=1e6)] | None = Field(None, description="linear warm-up, or")
@@ -150,6 +151,7 @@ class Evaluate(Section):
     every_steps: Count | None = Field(None, description="and always at the end")
     batch_size: Count = Field(256, description="images per process and forward")
     crop: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="centre crop as a fraction of the resized side")
+    pictures: Annotated[int, Field(ge=0)] = Field(0, description="task detect: images drawn with their detections")
 
 
 class Save(Section):
@@ -171,6 +173,7 @@ class Faults(Section):
 
 class Expect(Section):
     top1: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="percent, final; null is unknown")
+    map07: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="percent, final; task detect")
     source: str | None = Field(None, description="where that number comes from")
     cost: str | None = Field(None, description="time on named hardware")
     published: str | None = Field(None, description="key of the published curve that the run is held against")
@@ -178,12 +181,14 @@ class Expect(Section):
 
 class Recipe(Section):
     about: str = Field(description="one line: what it is")
+    task: Literal["classify", "detect"] = Field("classify", description="what the model learns to do")
     model: Model
     data: Data
     batch: Batch
     augment: Augment = Augment()
     mix: Mix = Mix()
-    loss: Loss
+    loss: Loss | None = Field(None, description="task classify")
+    detect: Detect | None = Field(None, description="task detect")
     optim: Optim
     schedule: Schedule
     precision: Precision = Precision()
@@ -202,3 +207,13 @@ class Recipe(Section):
     def name(self) -> str:
         """The file's name without its ending."""
         return self._name
+
+    @property
+    def headline(self) -> str:
+        """The metric that decides which evaluation is the best; percent."""
+        return {"classify": "top1", "detect": "map07"}[self.task]
+
+    @property
+    def expected(self) -> float | None:
+        """What the headline metric should reach; null is unknown."""
+        return getattr(self.expect, self.headline)

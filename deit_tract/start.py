@@ -16,19 +16,22 @@ def load(net: nn.Module, recipe: Recipe, source: str) -> str:
     """Load what --checkpoint names into a model built by `models.build`, and say what was done.
 
     source: a run's folder (its newest checkpoint), a folder with model.safetensors, a .safetensors or .pth file, or
-    timm:NAME. Raises UserError where there is nothing, where the weights are of another model, or where a run's
-    classifier is for another data set and no fresh one is asked for: the number of classes may well be the same.
+    timm:NAME or torchvision:NAME. Raises UserError where there is nothing, where the weights are of another model, or
+    where a run's classifier is for another data set and no fresh one is asked for: the number of classes may well be
+    the same.
     """
     if not recipe.model.new_head:
         _check_head(source, recipe)
     models.load_weights(net, weights_of(source), recipe.model.new_head)
+    if recipe.task == "detect":
+        return f"; starts from {source}"
     return f"; starts from {source}, {'a fresh classifier' if recipe.model.new_head else 'its classifier too'}"
 
 
 def weights_of(source: str) -> str:
-    """The file of weights that --checkpoint means, or timm:NAME as it is. Raises UserError where there is none."""
+    """The file of weights that --checkpoint means, or a hub's NAME as it is. Raises UserError where there is none."""
     path = Path(source)
-    if source.startswith("timm:") or path.is_file():
+    if source.startswith(("timm:", "torchvision:")) or path.is_file():
         return source
     if not path.is_dir():
         raise UserError(
@@ -49,7 +52,12 @@ def _check_head(source: str, recipe: Recipe) -> None:
     path = Path(source) / "recipe.yaml"
     if not path.is_file():
         return
-    old, new = recipes.load(str(path)).data, recipe.data
+    run = recipes.load(str(path))
+    if recipe.task == "detect":
+        if run.detect and run.detect.class_names != recipe.detect.class_names:
+            raise UserError(source, "finds other classes than detect.class_names", "start from VGG-16's weights")
+        return  # a classifier's last layer is left out
+    old, new = run.data, recipe.data
     if (old.name, old.classes) != (new.name, new.classes):
         what = f"its classifier is for the {old.classes} classes of {old.name}, not the {new.classes} of {new.name}"
         raise UserError(source, what, f"set model.new_head=true, or give its {WEIGHTS} where the classes are the same")

@@ -44,6 +44,8 @@ def stage() -> int | None:
 def lanes_each(recipe: Recipe) -> int:
     """Lanes of each process, DeepSpeed's gradient accumulation steps. Raises UserError for uneven shares."""
     processes, lanes = int(os.environ.get("WORLD_SIZE", 1)), recipe.batch.lanes
+    if recipe.task == "detect":
+        raise UserError("launch", "DeepSpeed is not supported for task detect", "launch without it: the model is small")
     if lanes % processes:
         fits = [str(n) for n in range(1, lanes + 1) if lanes % n == 0]
         what = f"{lanes} lanes do not divide over {processes} processes, as DeepSpeed needs"

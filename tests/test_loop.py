@@ -18,6 +18,7 @@ from deit_tract import log, loop, models
 from deit_tract import recipe as recipes
 from deit_tract.data.stream import Views
 from deit_tract.errors import UserError
+from deit_tract.tasks.classify import Classify
 
 
 def weights(folder, step, name="model"):
@@ -72,7 +73,7 @@ def test_the_update_is_that_of_the_mean_over_lanes(tmp_path):
     overrides += ["schedule.name=constant", "schedule.warmup_lr=0.5"]
     train(tmp_path, *overrides)
     recipe = recipes.load("quickstart", overrides)
-    task = loop.Classify(recipe)
+    task = Classify(recipe)
     stream = loop.Stream(1437, 4, 16, 3, 0)
     task.bare.train()
     total = 0.0
@@ -178,7 +179,7 @@ def test_a_run_without_a_checkpoint_is_no_start(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
-    real = loop.Classify.loss
+    real = Classify.loss
     calls = []
 
     def poisoned(self, model, batch, seed):
@@ -186,7 +187,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(t
         factor = math.nan if len(calls) == 4 * 6 + 2 else 1.0  # lane 1 of the seventh step
         return {name: value * factor for name, value in real(self, model, batch, seed).items()}
 
-    monkeypatch.setattr(loop.Classify, "loss", poisoned)
+    monkeypatch.setattr(Classify, "loss", poisoned)
     with pytest.raises(UserError, match=r"step 7: loss or gradient norm is not finite"):
         train(tmp_path, *short(20, "log.every_steps=10", "save.every_steps=3"))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000006"]

@@ -161,7 +161,7 @@ def test_every_mistake_at_once(tmp_path):
     assert lines == [
         "model.class_token_std: vgg11 has no class token; set it to null",
         "model.drop_path: VGG has no drop path; set it to 0",
-        next(line for line in lines if line.startswith("data.image_size: vgg11 does not take 16 images of 1 x 8")),
+        next(line for line in lines if line.startswith("data.image_size: vgg11 does not take 16 images of 1 x 8 x 8")),
         "data.classes: 7, but the data has 10; set data.classes=10",
         f"{tmp_path}/file/run: cannot be written ({tmp_path}/file is not a folder); choose another --output",
     ]

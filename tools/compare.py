@@ -34,8 +34,8 @@ from deit_tract.runs import (  # noqa: E402
 )
 from deit_tract.schema import Recipe  # noqa: E402
 
-COLUMNS = ("run", "recipe", "tract", "seed", "steps", "top1", "best", "loss", "minutes", "exit")
-GROUP_COLUMNS = ("group", "tract", "seeds", "n", "top1", "sd", "expected", "difference")
+COLUMNS = ("run", "recipe", "tract", "seed", "steps", "SCORE", "best", "loss", "minutes", "exit")
+GROUP_COLUMNS = ("group", "tract", "seeds", "n", "SCORE", "sd", "expected", "difference")
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # the colour-blind tell them apart too
 DASHES = ("--", ":", "-.")
 
@@ -49,8 +49,8 @@ def row(run: Run) -> dict[str, str]:
         "tract": tract(run.recipe),
         "seed": str(run.recipe.seed),
         "steps": f"{max((record['step'] for record in run.metrics), default=0):,}",
-        "top1": f"{run.top1[-1][1]:.2f}" if run.top1 else "-",
-        "best": f"{max(value for _, value in run.top1):.2f}" if run.top1 else "-",
+        run.recipe.headline: f"{run.score[-1][1]:.2f}" if run.score else "-",
+        "best": f"{max(value for _, value in run.score):.2f}" if run.score else "-",
         "loss": f"{losses[-1][1]:.4f}" if losses else "-",
         "minutes": f"{ended['seconds'] / 60:.1f}" if "seconds" in ended else "-",
         "exit": ended["exit"],
@@ -62,21 +62,23 @@ def tract(recipe: Recipe) -> str:
 
 
 def table(rows: list[dict[str, str]], columns=COLUMNS) -> str:
-    """Rows as a Markdown table."""
+    """Rows as a Markdown table; SCORE is the column of the runs' headline metric."""
+    score = "map07" if "map07" in rows[0] else "top1"
+    columns = [score if name == "SCORE" else name for name in columns]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
     lines = [{name: name for name in columns}, {name: "-" * widths[name] for name in columns}, *rows]
     return "\n".join("| " + " | ".join(line[name].ljust(widths[name]) for name in columns) + " |" for line in lines)
 
 
 def group_row(group: Group) -> dict[str, str]:
-    """Final top-1 (percent) over the seeds that have finished, and what the recipe expects."""
-    over, expected = spread(group.finals) if group.finals else None, group.recipe.expect.top1
+    """Final score (percent) over the seeds that have finished, and what the recipe expects."""
+    over, expected = spread(group.finals) if group.finals else None, group.recipe.expected
     return {
         "group": group.name,
         "tract": tract(group.recipe),
         "seeds": " ".join(map(str, group.by_seed)) or "-",
         "n": str(len(group.finals)),
-        "top1": f"{over.mean:.2f}" if over else "-",
+        group.recipe.headline: f"{over.mean:.2f}" if over else "-",
         "sd": f"{over.sd:.2f}" if over and over.sd is not None else "-",
         "expected": "-" if expected is None else f"{expected:.2f}",
         "difference": f"{over.mean - expected:+z.2f}" if over and expected is not None else "-",
@@ -85,9 +87,9 @@ def group_row(group: Group) -> dict[str, str]:
 
 def groups_text(groups: list[Group]) -> str:
     """The groups' table and the runs that it does not count; empty where it would say nothing new."""
-    if not any(group.finals and (len(group.runs) > 1 or group.recipe.expect.top1 is not None) for group in groups):
+    if not any(group.finals and (len(group.runs) > 1 or group.recipe.expected is not None) for group in groups):
         return ""
-    lines = ["Final top-1 (%) of finished runs, mean and standard deviation over seeds:"]
+    lines = [f"Final {groups[0].title} (%) of finished runs, mean and standard deviation over seeds:"]
     lines += ["", table([group_row(group) for group in groups], GROUP_COLUMNS)]
     for group in groups:
         for run in (run for run in group.runs if run not in group.by_seed.values()):
@@ -115,7 +117,10 @@ def gain_text(base: Group, other: Group) -> str:
     if over.sd is not None:
         spread_text = f"sd {over.sd:.2f}, 95 % t interval {over.low:+z.2f} to {over.high:+z.2f}, n = {len(by_seed)}"
     each = ", ".join(f"{gain:+z.2f} (seed {seed})" for seed, gain in by_seed.items())
-    lines = [f"{title}, final top-1 in points:", f"- paired difference {over.mean:+z.2f} ({spread_text}): {each}"]
+    lines = [
+        f"{title}, final {base.title} in points:",
+        f"- paired difference {over.mean:+z.2f} ({spread_text}): {each}",
+    ]
     saved = ", ".join(f"{'never' if value is None else f'{value:.1f}'}" for value in epochs_saved(base, other).values())
     lines += ["- " + saved_text(base, other, list(by_seed)), f"- epochs saved, seed by seed: {saved}"]
     return "\n".join([*lines, "- the difference at each evaluation, paired by seed:", "", gain_table(base, other)])
@@ -132,20 +137,20 @@ def gain_table(base: Group, other: Group, most: int = 12) -> str:
         if over.sd is not None:
             row["95 % interval"] = f"{over.low:+z.2f} to {over.high:+z.2f}"
         for name, group in (("without", base), ("with", other)):
-            top1 = spread([dict(group.by_seed[seed].top1)[epoch] for seed in seeds])
+            top1 = spread([dict(group.by_seed[seed].score)[epoch] for seed in seeds])
             row[name] = f"{top1.mean:.2f}" + (f" ± {top1.sd:.2f}" if top1.sd is not None else "")
         rows.append(row)
     return table(rows, ("epoch", "without", "with", "difference", "95 % interval", "seed by seed"))
 
 
 def saved_text(base: Group, other: Group, seeds: list[int]) -> str:
-    """The epochs that the better of two groups saves to reach the other's final top-1, on mean curves over seeds."""
-    curves = {group.name: mean_curve([group.by_seed[seed].top1 for seed in seeds]) for group in (base, other)}
+    """The epochs that the better of two groups saves to reach the other's final score, on mean curves over seeds."""
+    curves = {group.name: mean_curve([group.by_seed[seed].score for seed in seeds]) for group in (base, other)}
     (slow, behind), (fast, ahead) = sorted(curves.items(), key=lambda item: item[1][-1][1])
     final, target = behind[-1]
     epoch = reached(ahead, target)
     saved = f"{final - epoch:.1f} of {final:g} epochs saved ({100 * (final - epoch) / final:.0f} %)"
-    return f"{fast} first reaches {target:.2f}, the final top-1 of {slow}, at epoch {epoch:.1f}: {saved}"
+    return f"{fast} first reaches {target:.2f}, the final {base.title} of {slow}, at epoch {epoch:.1f}: {saved}"
 
 
 def labels(curve: published.Published, last: float) -> list[float]:
@@ -158,7 +163,7 @@ def labels(curve: published.Published, last: float) -> list[float]:
 
 def cell(group: Group, label: float, top1: float, tolerance: float) -> str:
     """`62.90 -0.22`: top-1 at a label, mean of the runs that have got there, and its difference to the published."""
-    found = [value for run in group.runs if (value := at(run.top1, label, tolerance)) is not None]
+    found = [value for run in group.runs if (value := at(run.score, label, tolerance)) is not None]
     if not found:
         return "-"
     value = fmean(value for value, _ in found)
@@ -175,7 +180,7 @@ def published_text(entry: published.Published, groups: list[Group]) -> str:
     if not entry.epochs:
         return "\n".join([*lines, "- no curve"])
     top1 = dict(zip(entry.epochs, entry.top1, strict=True))
-    last = max((epoch for group in groups for run in group.runs for epoch, _ in run.top1), default=float("-inf"))
+    last = max((epoch for group in groups for run in group.runs for epoch, _ in run.score), default=float("-inf"))
     rows = [
         {"epoch": f"{label:g}", "published": f"{top1[label]:.2f}"}
         | {group.name: cell(group, label, top1[label], entry.tolerance) for group in groups}
@@ -197,14 +202,14 @@ def plot(groups: list[Group], entries: dict[str, list[Group]], file: Path) -> No
     from matplotlib import pyplot
 
     curves = [entry for entry in map(published.find, entries) if entry.epochs]
-    titles = ["top-1 (%)", *(["top-1 minus published (points)"] if curves else []), "training loss"]
+    titles = [f"{groups[0].title} (%)", *(["top-1 minus published (points)"] if curves else []), "training loss"]
     figure, axes = pyplot.subplots(1, len(titles), figsize=(5.5 * len(titles), 4.6), layout="constrained")
     for index, group in enumerate(groups):
         color = COLORS[index % len(COLORS)]
-        draw(axes[0], group, [run.top1 for run in group.runs], color)
+        draw(axes[0], group, [run.score for run in group.runs], color)
         draw(axes[-1], group, [run.curve("loss") for run in group.runs], color)
         for entry in (entry for entry in curves if group in entries[entry.key]):
-            draw(axes[1], group, [difference(entry, run.top1) for run in group.runs], color)
+            draw(axes[1], group, [difference(entry, run.score) for run in group.runs], color)
     last = max((record["epoch"] for group in groups for run in group.runs for record in run.metrics), default=1)
     for axis, title in zip(axes, titles, strict=True):
         axis.set(xlabel="epoch", ylabel=title, xlim=(0, 1.02 * last))
@@ -254,6 +259,8 @@ def main() -> None:
     if arguments.published is not None:
         published.find(arguments.published, "--published")
     runs = read(arguments.runs)
+    if len({run.recipe.task for run in runs}) > 1:
+        raise UserError("command line", "runs of different tasks", "compare runs of one task")
     groups = grouped(runs)
     entries: dict[str, list[Group]] = {}
     for group in groups:

@@ -1,5 +1,7 @@
 """Evaluate a trained model on a data set: top-1, top-5, loss, speed; on request per class, calibration, confusion.
 
+Of a detector: mean average precision as VOC2007 defines it, on request per class.
+
 python tools/evaluate.py runs/quickstart                                    on the run's own data set
 python tools/evaluate.py runs/vit_s_800ep_tract --ema --data imagenet --data-dir IMAGENET --real real.json
 python tools/evaluate.py deit_3_small_224_1k.pth --model deit3_small_patch16_224 --data imagenet --data-dir IMAGENET
@@ -27,6 +29,7 @@ from deit_tract import measures, reports, trained  # noqa: E402
 from deit_tract.checkpoint import write_atomic  # noqa: E402
 from deit_tract.cli import Parser, script  # noqa: E402
 from deit_tract.data import held_out  # noqa: E402
+from deit_tract.detection_report import Detection  # noqa: E402
 from deit_tract.errors import UserError  # noqa: E402
 from deit_tract.evaluate import evaluate_by, shares  # noqa: E402
 from deit_tract.schema import Data, Evaluate  # noqa: E402
@@ -109,7 +112,7 @@ def start(precision: str | None) -> Accelerator:
 
 
 class Classification:
-    """The evaluation of a classifier. Another task's would have the same two methods."""
+    """The evaluation of a classifier; that of a detector, `Detection`, has the same two methods."""
 
     def __init__(self, arguments: argparse.Namespace, model: Trained, name: str, data: Data):
         self.arguments, self.model, self.data = arguments, model, data
@@ -165,8 +168,9 @@ def main() -> None:
     arguments = parser().parse_args()
     check(arguments)
     model, name, data = choose(arguments)
-    task = Classification(arguments, model, name, data)
     recipe = model.recipe
+    kind = Detection if recipe and recipe.task == "detect" else Classification
+    task = kind(arguments, model, name, data)
     precision = arguments.precision or (recipe and recipe.precision.autocast) or "float32"
     accelerator = start(precision)
     own = recipe.evaluate.batch_size if recipe else Evaluate().batch_size

@@ -114,6 +114,10 @@ def main() -> None:
     if arguments.onnx:
         export.check_onnx()
     model = trained.of_run(run, trained.Choice(ema=arguments.ema, step=arguments.step))
+    if model.recipe.task == "detect":
+        raise UserError(
+            run, "is a detector, which timm does not have", "its checkpoint is a torchvision model's weights"
+        )
     name = f"hf-hub:{arguments.push}" if arguments.push else f"local-dir:{folder.name}"
     names = export.label_names(model.recipe)
     export.write(model, run, folder, names, card(model, run, arguments.ema, name), arguments.onnx)

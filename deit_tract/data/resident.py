@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from deit_tract.data.stream import View, Views, checked, loader
 from deit_tract.errors import UserError
@@ -17,15 +17,21 @@ from deit_tract.schema import Augment, Recipe
 
 
 def batches(
-    images: Dataset, transform: Callable, replace: bool, keys: Iterable, workers: int, device: torch.device
+    images: Dataset,
+    transform: Callable,
+    replace: bool,
+    keys: Iterable,
+    workers: int,
+    device: torch.device,
+    collate: Callable = default_collate,
 ) -> Iterable:
     """Batches [images (b, c, h, w), labels (b,)] for lists of views: on the device if the images are, else on the CPU.
 
-    For `stream.checked`; `replace` as of `stream.Views`.
+    For `stream.checked`; `replace` as of `stream.Views`, `collate` as of `stream.loader`.
     """
     if isinstance(images, Resident):
         return images.batches(keys, workers, device)
-    return loader(Views(images, transform, replace), keys, workers, device.type == "cuda")
+    return loader(Views(images, transform, replace), keys, workers, device.type == "cuda", collate)
 
 
 class Resident(Dataset):

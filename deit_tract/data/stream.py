@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -167,7 +168,9 @@ class Notes(list):
     """Mistakes in the data that were passed over, behind a sample or a batch."""
 
 
-def loader(dataset: Dataset, batches, workers: int, pin_memory: bool) -> DataLoader:
+def loader(
+    dataset: Dataset, batches, workers: int, pin_memory: bool, collate: Callable = default_collate
+) -> DataLoader:
     """A DataLoader over lists of keys, in their order. A batch with a bad image is that image's UserError.
 
     An exception raised in a worker would reach the user as a traceback inside another one.
@@ -177,17 +180,17 @@ def loader(dataset: Dataset, batches, workers: int, pin_memory: bool) -> DataLoa
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, collate=collate),
         prefetch_factor=4 if workers else None,
     )
 
 
-def _collate(samples: list) -> list[torch.Tensor] | UserError:
+def _collate(samples: list, collate: Callable) -> list[torch.Tensor] | UserError:
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     if errors:
         return errors[0]
     notes = Notes(str(note) for sample in samples if isinstance(sample[-1], Notes) for note in sample[-1])
-    batch = default_collate([sample[:-1] if isinstance(sample[-1], Notes) else sample for sample in samples])
+    batch = collate([sample[:-1] if isinstance(sample[-1], Notes) else sample for sample in samples])
     return [*batch, notes] if notes else batch
 
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from deit_tract import models
 from deit_tract.data import augment, datasets, fast, mix
@@ -19,6 +20,7 @@ class Classify:
     """
 
     headline = "top1"  # the metric that decides which evaluation is the best
+    collate = staticmethod(default_collate)
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -51,6 +53,9 @@ class Classify:
     def summarize(self, sums: dict[str, float]) -> dict[str, float]:
         """Sums over all samples to metrics: top-1 and top-5 in percent, cross-entropy."""
         return summarize(sums)
+
+    def report(self, sums: dict[str, float], folder) -> None:
+        """There is nothing to show beside the metrics."""
 
 
 def count_right(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

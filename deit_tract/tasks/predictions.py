@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from deit_tract.measures import Samples
 from deit_tract.tasks import classify
@@ -17,7 +17,7 @@ class Predictions:
     `done` is told after each batch how many samples it had.
     """
 
-    headline = classify.Classify.headline
+    headline, collate = classify.Classify.headline, staticmethod(default_collate)
 
     def __init__(self, val_data: Dataset, eval_transform: Callable, done: Callable[[int], object] = lambda count: None):
         self.val_data, self.eval_transform, self.done = val_data, eval_transform, done
