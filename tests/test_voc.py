@@ -1,11 +1,16 @@
 """Photos with boxes in VOC's layout: boxes, flags and flips, and what is said of a set that is not as it must be."""
 
+import hashlib
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from deit_tract import recipe as recipes
@@ -201,3 +206,28 @@ def test_the_real_photos(real_images):
             assert (photo.objects.boxes <= limit).all() and (
                 photo.objects.boxes[:, 2:] > photo.objects.boxes[:, :2]
             ).all()
+
+
+def prepare(*arguments: object) -> tuple[int, str, list[str]]:
+    words = [sys.executable, str(ROOT / "tools" / "prepare.py"), "voc2007", *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return done.returncode, done.stdout, done.stderr.splitlines()
+
+
+@pytest.mark.slow
+def test_the_tool_names_changed_tars_wrong_counts_and_broken_photos(small):
+    write(small, PHOTOS, {"trainval": list(PHOTOS), "test": ["000005"]})
+    (small / "VOCtest_06-Nov-2007.tar").write_bytes(b"half of it")
+    (small / "VOCdevkit" / "VOC2007" / "JPEGImages" / "empty.jpg").write_bytes(b"no image")
+    code, out, errors = prepare(small, "--workers", "0")
+    assert code == 2 and "1 of 2 official tars there" in out
+    assert "trainval: 3 images, 3 objects, 1 difficult" in out and out.endswith("4 images decoded; 4 problems\n")
+    assert "VOCtest_06-Nov-2007.tar: has MD5 " in errors[0] and "split trainval has 3 images" in errors[1]
+    assert "empty.jpg: cannot be read as an image" in errors[2] and "split test has 1 images" in errors[3]
+
+
+def test_a_tar_with_its_md5_is_right(tmp_path, monkeypatch):
+    (tmp_path / "VOCtest_06-Nov-2007.tar").write_bytes(b"all of it")
+    assert len(voc.changed_tars(tmp_path)) == 1
+    monkeypatch.setitem(voc.TARS, "VOCtest_06-Nov-2007.tar", hashlib.md5(b"all of it").hexdigest())
+    assert voc.changed_tars(tmp_path) == []

@@ -3,6 +3,7 @@
 python tools/prepare.py imagenet DIR                      everything
 python tools/prepare.py imagenet DIR --quick              classes and counts alone
 python tools/prepare.py imagenet DIR --fix-val LABELS     sort a flat validation folder by class, then check
+python tools/prepare.py voc2007 DIR                       tars by MD5 where they lie there, counts, every annotation
 python tools/prepare.py folder DIR                        any set as DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE
 python tools/prepare.py cifar10|cifar100|flowers102|cars DIR
 python tools/prepare.py cifar10|cifar100|flowers102 DIR --download     fetch it from its authors first
@@ -23,8 +24,9 @@ import numpy as np  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from deit_tract import recipe as recipes  # noqa: E402
 from deit_tract.cli import Parser, script  # noqa: E402
-from deit_tract.data import datasets, imagenet, official, transfer  # noqa: E402
+from deit_tract.data import datasets, imagenet, official, transfer, voc  # noqa: E402
 from deit_tract.errors import UserError, UserErrors  # noqa: E402
 
 
@@ -79,7 +81,11 @@ def report(splits: datasets.Splits, errors: list[UserError], arguments: argparse
     if not arguments.quick:
         for images, title in zip(splits, splits._fields, strict=True):
             errors += broken(images, arguments.workers, title)
-    count = sum(map(len, splits))
+    _conclude(sum(map(len, splits)), errors, arguments)
+
+
+def _conclude(count: int, errors: list[UserError], arguments: argparse.Namespace) -> None:
+    """Print how much was looked at and how many problems there are. Raises UserErrors with all of them."""
     looked = "counted, not decoded" if arguments.quick else "decoded"
     found = "1 problem" if len(errors) == 1 else f"{len(errors) or 'no'} problems"
     print(f"{arguments.set} {arguments.dir}: {count:,} images {looked}; {found}", flush=True)
@@ -118,6 +124,31 @@ def check_official(arguments: argparse.Namespace) -> None:
     report(splits, errors, arguments)
 
 
+def check_voc2007(arguments: argparse.Namespace) -> None:
+    """VOC2007: the official tars where they lie beside the tree, counts, every annotation and every image."""
+    directory, splits = Path(arguments.dir), []
+    errors = voc.changed_tars(directory)
+    print(f"{directory}: {sum((directory / tar).is_file() for tar in voc.TARS)} of 2 official tars there", flush=True)
+    names = recipes.load("voc2007_frcnn_vgg16").detect.class_names
+    try:
+        root = voc.find_root(directory, official=True)
+    except UserError as error:
+        raise UserErrors([*errors, error]) from None
+    for name in voc.COUNTS:
+        try:
+            splits.append(voc.Voc(root, name, names))
+        except UserError as error:
+            errors += error.args[0] if isinstance(error, UserErrors) else [error]
+    for split in splits:
+        errors += voc.wrong_count(split)
+        objects = sum(len(one.labels) for one in split.objects)
+        difficult = sum(int(one.difficult.sum()) for one in split.objects)
+        print(f"{root} {split.name}: {len(split):,} images, {objects:,} objects, {difficult:,} difficult", flush=True)
+        if not arguments.quick:
+            errors += broken(split, arguments.workers, split.name)
+    _conclude(sum(map(len, splits)), errors, arguments)
+
+
 def _workers(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of processes")
@@ -134,10 +165,12 @@ def main() -> None:
             (name, check_official, f"{facts.title}: official files and counts")
             for name, facts in official.FACTS.items()
         ),
+        ("voc2007", check_voc2007, "PASCAL VOC2007: the official tars, counts and annotations"),
     ):
         one = sets.add_parser(name, help=about, description=about)
         one.set_defaults(run=function)
         forms = f"{official.FACTS[name].folder}/" if name in official.FACTS else "class folders, tars, Hugging Face"
+        forms = "VOCdevkit/VOC2007/, beside it the tars" if name == "voc2007" else forms
         one.add_argument("dir", metavar="DIR", help=f"where the set lies: {forms}")
         one.add_argument("--workers", metavar="N", type=_workers, default=os.cpu_count(), help="processes that decode")
         one.add_argument("--quick", action="store_true", help="classes and counts alone, no image is opened")
