@@ -39,7 +39,7 @@ class Detect:
     @staticmethod
     def collate(samples: list) -> Batch:
         """Photos have different sizes: lists, not a tensor."""
-        images, targets = zip(*(sample for sample, _ in samples), strict=True)
+        images, _, targets = zip(*samples, strict=True)
         return [list(images), list(targets)]
 
     def loss(self, model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
