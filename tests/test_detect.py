@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from deit_tract import log, loop, tasks
 from deit_tract import recipe as recipes
 from deit_tract.data.boxes import Objects
+from deit_tract.data.stream import View, Views
 from deit_tract.errors import UserErrors
 from deit_tract.evaluate import evaluate
 from deit_tract.tasks import detect, voc
@@ -37,7 +38,8 @@ def task(*overrides: str) -> detect.Detect:
 
 
 def batch(detection: detect.Detect, *indices: int) -> list[list]:
-    return detection.collate([(detection.train_transform(detection.train_data[index][0]), index) for index in indices])
+    views = Views(detection.train_data, detection.train_transform)
+    return detection.collate(views.__getitems__([View(index, 0) for index in indices]))
 
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -110,7 +112,7 @@ def test_the_lanes_seed_decides_which_anchors_and_proposals_are_sampled():
 def test_what_is_found_does_not_depend_on_the_batch():
     detection = task()
     detection.bare.eval()
-    samples = [(detection.eval_transform(detection.val_data[index][0]), index) for index in range(4)]
+    samples = Views(detection.val_data, detection.eval_transform).__getitems__([View(index, 0) for index in range(4)])
     together = detection.evaluate(detection.bare, detection.collate(samples))
     assert together["count"] == 4 and sum(len(record[2]) for record in together["records"]) > 0
     for sample, expected in zip(samples, together["records"], strict=True):
