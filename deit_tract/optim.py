@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable
 
 import torch
-from timm.optim import Lamb, param_groups_weight_decay
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from deit_tract import first_layer
 from deit_tract.errors import UserError
+from deit_tract.lamb import Lamb
 from deit_tract.schema import Optim, Recipe, Schedule
 
 
@@ -42,7 +43,6 @@ def _groups(optim: Optim, model: nn.Module) -> list[dict]:
 
 def _optimizer(optim: Optim, groups: list[dict]) -> torch.optim.Optimizer:
     if optim.name == "lamb":
-        # apex FusedLAMB's arithmetic, its clipping by the global norm included
         return Lamb(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, max_grad_norm=optim.clip_grad)
     if optim.name in ("adamw", "adam"):  # adam: weight decay as part of the gradient
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.name]

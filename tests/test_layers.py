@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "deit_tract"
 
 LAYERS = [
-    {"errors", "gram", "schema_base", "measures", "data.colour"},
+    {"errors", "gram", "lamb", "schema_base", "measures", "data.colour"},
     {"schema_detect"},
     {"schema"},
     {"tract", "recipe_source", "running_statistics", "cifar_models"},
@@ -59,10 +59,10 @@ def test_imports_point_down(module):
     assert not wrong, f"{module} (layer {LEVEL[module]}) imports {wrong}"
 
 
-def test_tract_imports_torch_and_the_standard_library_alone():
+def test_tract_and_lamb_import_torch_and_the_standard_library_alone():
     import sys
 
-    names = imports(MODULES["tract"]) | imports(MODULES["gram"])
+    names = imports(MODULES["tract"]) | imports(MODULES["gram"]) | imports(MODULES["lamb"])
     ours = {name for name in names if name.startswith("deit_tract")}
     assert {name.split(".")[1] for name in ours} == {"gram"}
     assert {name.split(".")[0] for name in names - ours} - set(sys.stdlib_module_names) == {"torch"}

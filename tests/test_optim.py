@@ -43,7 +43,7 @@ def lamb_float64(weights, grads_per_step, lr, decay, clip, betas=(0.9, 0.999), e
     for t, grads in enumerate(grads_per_step, 1):
         grads = [g.double() for g in grads]
         norm = math.sqrt(sum(g.square().sum().item() for g in grads))
-        factor = max(1.0, norm / clip)
+        factor = max(1.0, norm / clip) if clip else 1.0
         for i, ((w, m, v), g) in enumerate(zip(state, grads, strict=True)):
             g = g / factor
             m = betas[0] * m + (1 - betas[0]) * g

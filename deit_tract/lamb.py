@@ -1,0 +1,98 @@
+"""LAMB in few launches: torch's fused Adam kernel makes the direction, foreach operations the rest.
+
+You et al. 2020 (arXiv:1904.00962, Algorithm 2) as apex's FusedLAMB has it, which DeiT-III trained with: the gradient is
+first clipped to a global norm; weight decay is part of the update, so the trust ratio sees it; tensors without decay
+have no trust ratio. The file needs torch alone.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+FUSED = {"cpu", "cuda"}  # device types whose fused Adam kernel is used; foreach operations serve every other
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB over float parameters of one device; nothing in `step` waits for the device.
+
+    max_grad_norm: of all gradients together; None does not clip. After a step with the fused kernel, `grad` holds the
+    clipped gradient. `state_dict` has timm.optim.Lamb's keys and loads what that has saved.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = 1.0,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.max_grad_norm = max_grad_norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        """One update from the gradients; parameters without one stay as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        every = [p for params in groups for p in params]
+        clip = self._clip([p.grad for p in every]) if every else None
+        on_cpu = bool(every) and every[0].device.type == "cpu"
+        # A CPU takes one tensor after another, while it is in the cache, and the room for its update is used again.
+        room = every[0].new_empty(max(p.numel() for p in every)) if on_cpu else None
+        for group, params in zip(self.param_groups, groups, strict=True):
+            group["step"] = int(group.get("step", 0)) + 1  # a tensor in timm's checkpoints
+            for some in [[p] for p in params] if on_cpu else [params] * bool(params):
+                self._update(group, some, clip, room)
+        return loss
+
+    def _clip(self, grads: list[Tensor]) -> Tensor | None:
+        """What gradients are divided by."""
+        if self.max_grad_norm is None:
+            return None
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return (norm / self.max_grad_norm).clamp_(min=1.0)
+
+    def _update(self, group: dict, params: list[Tensor], clip: Tensor | None, room: Tensor | None) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        lr, decay = group["lr"], group["weight_decay"]
+        if decay == 0:
+            return self._adam(group, params, params, clip, lr)
+        if room is None:
+            updates = torch._foreach_mul(params, decay)
+        else:
+            updates = [torch.mul(p, decay, out=room[: p.numel()].as_strided(p.shape, p.stride())) for p in params]
+        self._adam(group, updates, params, clip, -1.0)
+        weight, update = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, updates))
+        ratio = torch.where((weight > 0) & (update > 0), weight / update, 1.0)
+        torch._foreach_addcmul_(params, updates, list(ratio.unbind()), value=-lr)
+
+    def _adam(self, group: dict, targets: list[Tensor], params: list[Tensor], clip: Tensor | None, lr: float) -> None:
+        """targets -= lr x Adam's bias-corrected direction for the gradients of `params` divided by `clip`."""
+        means = [self.state[p]["exp_avg"] for p in params]
+        squares = [self.state[p]["exp_avg_sq"] for p in params]
+        # the kernel goes along memory; autograd lays gradients out as their parameters, others may not
+        grads = [p.grad if p.grad.stride() == p.stride() else torch.empty_like(p).copy_(p.grad) for p in params]
+        (beta1, beta2), eps, step = group["betas"], group["eps"], group["step"]
+        if targets[0].device.type in FUSED:
+            steps = [torch.full((), float(step), device=targets[0].device)] * len(targets)  # filled, not copied over
+            torch._fused_adamw_(targets, grads, means, squares, [], steps, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+                                weight_decay=0.0, amsgrad=False, maximize=False, grad_scale=clip)  # fmt: skip
+            return
+        if clip is not None:
+            grads = torch._foreach_div(grads, clip)
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
+        below = torch._foreach_sqrt(squares)
+        torch._foreach_div_(below, math.sqrt(1 - beta2**step))
+        torch._foreach_add_(below, eps)
+        torch._foreach_addcdiv_(targets, means, below, value=-lr / (1 - beta1**step))
