@@ -119,12 +119,20 @@ class _TrActLayer:
 
     lam = 0.1
     gram = "lane"
+    lanes = 1
     gram_dtype: torch.dtype | None = None
     max_bytes: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return super().forward(x)
+        if self.lanes > 1 and self.gram == "lane":
+            if len(x) % self.lanes:
+                raise ValueError(f"TrAct: {len(x)} samples do not divide into {self.lanes} lanes")
+            return torch.cat([self._lane(part) for part in x.chunk(self.lanes)])
+        return self._lane(x)
+
+    def _lane(self, x: Tensor) -> Tensor:
         seen, rule = self._rule(x.detach())
         if self.gram == "batch":
             self._drop_stale_sums()
@@ -226,8 +234,9 @@ def TrAct(
 
     module: an nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d, exactly.
     lam: the paper's lambda, 0.1 if not given; also as `l=`. An attribute afterwards, free to be set; not in state_dict.
-    gram: "lane" (default): every forward has its own Gram matrix, the paper's rule. "batch": that of all forwards and
-        processes of an optimizer step together; the trainer then calls `finish_step`.
+    gram: "lane" (default): every forward has its own Gram matrix, the paper's rule; after `layer.lanes = n`, each of n
+        equal parts of its samples. "batch": that of all forwards and processes of an optimizer step together; the
+        trainer then calls `finish_step`.
     gram_dtype: of the products A^T A. Default: float64, except on a CPU where float32 is as good.
     max_bytes: of patches copied at once. Default: 8 MiB on a CPU, 256 MiB elsewhere.
     Raises TypeError for any other class (subclasses have forwards of their own), lazy and parametrized layers,
@@ -276,7 +285,7 @@ def remove(module: nn.Module) -> nn.Module:
     """Makes a TrAct layer, or every one in a model, a plain torch layer again; returns the same object."""
     for _, layer in find(module):
         layer.__class__ = _PLAIN[type(layer)]
-        for name in ("lam", "gram", "gram_dtype", "max_bytes", "gram_sum", "row_sum"):
+        for name in ("lam", "gram", "lanes", "gram_dtype", "max_bytes", "gram_sum", "row_sum"):
             vars(layer).pop(name, None)
     return module
 
