@@ -13,6 +13,7 @@ from deit_tract.schema import Recipe
 
 MOMENTS = {"lamb": 2, "adamw": 2, "adam": 2, "sgd": 1}  # float32 values that an optimizer keeps per parameter
 MFU = 0.35  # choice; published ViT training lies between 0.06 (waiting for data) and 0.55 (ViT-B on an RTX 3090)
+FILLING = 256  # images: a choice; lanes below it share a forward on a GPU
 LAUNCHES = 5e-3  # s: a GPU's least time for a lane, launching the kernels of a ViT-S forward and backward (an estimate)
 GIB = 2**30
 _FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch 2.11 does not count it by itself
@@ -35,6 +36,21 @@ GPUS = {
     "V100 32GB": Gpu(125, 15.7, 32, bf16=False),
     "RTX 4090": Gpu(165.2, 82.6, 24),
     "RTX 3090": Gpu(71.2, 35.6, 24),
+}
+
+
+# as torch.cuda.get_device_name() has them
+_DEVICES = {
+    "NVIDIA H200": "H200",
+    "NVIDIA H100 80GB HBM3": "H100 SXM",
+    "NVIDIA A100-SXM4-80GB": "A100 80GB",
+    "NVIDIA A100 80GB PCIe": "A100 80GB",
+    "NVIDIA A100-SXM4-40GB": "A100 80GB",
+    "NVIDIA A40": "A40",
+    "Tesla V100-SXM2-16GB": "V100 32GB",
+    "Tesla V100-SXM2-32GB": "V100 32GB",
+    "NVIDIA GeForce RTX 4090": "RTX 4090",
+    "NVIDIA GeForce RTX 3090": "RTX 3090",
 }
 
 
@@ -94,7 +110,7 @@ def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
     The tensors pose as a CPU's, where attention is the fused one and autocast is as on a GPU.
     """
     data, lane = recipe.data, recipe.batch.lane_size
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}[recipe.precision.autocast]
+    half = {None: None, "fp16": torch.float16}.get(recipe.precision.autocast, torch.bfloat16)
     saved: dict[int, torch.UntypedStorage] = {}  # each storage once; kept, so that no other gets its number
 
     def pack(tensor):
@@ -137,14 +153,19 @@ def _attention_flops(query, key, value, *_, **__) -> int:
 
 
 def estimate_memory(recipe: Recipe, cost: Cost) -> dict[str, int]:
-    """Bytes on each GPU, which holds the model whole and one lane at a time, whatever the number of GPUs."""
+    """Bytes on each GPU, which holds the model whole and a forward's lanes at a time, whatever the number of GPUs.
+
+    With batch.lanes_per_forward "auto", one lane: more are taken where they fit.
+    """
+    asked = recipe.batch.lanes_per_forward
+    lanes = 1 if asked == "auto" else min(asked, recipe.batch.lanes)
     moments = MOMENTS[recipe.optim.name] if recipe.optim.name != "sgd" or recipe.optim.momentum else 0
     memory = {
         "weights": cost.weights,
         "gradients": 4 * cost.trainable,
         "optimizer": 4 * moments * cost.trainable,
         "EMA": cost.weights if recipe.ema.decay is not None else 0,
-        "activations": cost.activations,
+        "activations": cost.activations * lanes,
         "TrAct": cost.tract_memory,
     }
     return memory | {"allowance": GIB + sum(memory.values()) // 10}
@@ -155,5 +176,21 @@ def speed(recipe: Recipe, cost: Cost, gpu: Gpu) -> float:
     autocast = recipe.precision.autocast
     if autocast == "bf16" and not gpu.bf16:
         return 0.0
-    lane, peak = recipe.batch.lane_size, 1e12 * (gpu.half if autocast else gpu.single)
-    return lane / max(lane * cost.training / (MFU * peak), LAUNCHES)
+    images = recipe.batch.lane_size * lanes_together(recipe)
+    peak = 1e12 * (gpu.half if autocast else gpu.single)
+    return images / max(images * cost.training / (MFU * peak), LAUNCHES)
+
+
+def lanes_together(recipe: Recipe) -> int:
+    """Lanes that share a forward on a GPU where memory and model allow it."""
+    asked = recipe.batch.lanes_per_forward
+    return min(recipe.batch.lanes, max(1, FILLING // recipe.batch.lane_size) if asked == "auto" else asked)
+
+
+def known_peak(device: torch.device, autocast: str | None) -> float | None:
+    """FLOP/s of this GPU in the run's precision; None where it is not in the table."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if name not in _DEVICES:
+        return None
+    gpu = GPUS[_DEVICES[name]]
+    return 1e12 * (gpu.half if autocast else gpu.single)

@@ -49,7 +49,8 @@ def evaluate_by(
     was_training = model.training
     model.eval()
     for batch in checked(data):
-        with cast():
+        # a compiled model would be compiled again, for this mode and the last batch's size
+        with cast(), torch.compiler.set_stance("force_eager"):
             sums = task.evaluate(model, send_to_device(batch, device, non_blocking=True))
         records += sums.pop("records", [])
         names, values = list(sums), torch.stack([value.float() for value in sums.values()])

@@ -121,6 +121,8 @@ class RunLog:
             f"lr {values['lr']:.2e}",
             f"{values['images_per_s']:.0f} img/s",
             f"wait {100 * values['data_wait']:.0f}%",
+            *([f"MFU {100 * values['mfu']:.0f}%"] if values.get("mfu") is not None else []),
+            *([f"{values['memory_gib']:.1f} GiB"] if "memory_gib" in values else []),
             *self._standing(self.final),
         )
         if self._bar is not None:

@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from deit_tract import checkpoint, engine, optim, start, tasks
+from deit_tract import checkpoint, engine, models, optim, start, tasks
 from deit_tract.data.feed import lane_batches
 from deit_tract.data.resident import Resident
 from deit_tract.data.stream import Replaced, Stream, Views, checked, lanes_of, loader
@@ -20,6 +20,7 @@ from deit_tract.errors import UserError
 from deit_tract.evaluate import evaluate
 from deit_tract.folder import Lock, open_folder
 from deit_tract.log import Clock, RunLog, check_trackers
+from deit_tract.pace import Pace, Trace, lanes_per_forward
 from deit_tract.processes import Stop, on_main, together
 from deit_tract.running_statistics import RunningStatistics
 from deit_tract.schema import Recipe
@@ -31,6 +32,7 @@ def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
     Returns the run's summary, whose "exit" is "finished", or "preempted" after a signal to any process. Raises
     UserError on every mistake of a person, on a loss that is not finite and on a process that does not answer.
     """
+    recipe = models.resolved(recipe)
     check_trackers(recipe)
     accelerator = engine.launch(recipe, folder)
     lock = Lock(folder)
@@ -74,10 +76,12 @@ class Run:
     ):
         """Start from step 0, from `weights` where given, or go on from the checkpoint `newest`."""
         self.recipe, self.accelerator = recipe, accelerator
-        self.checkpoints, self.evaluations = folder / "checkpoints", folder / "evaluations"
+        self.folder, self.checkpoints, self.evaluations = folder, folder / "checkpoints", folder / "evaluations"
         self.task = task = tasks.build(recipe)
         batch = recipe.batch
         self.lanes = lanes_of(accelerator.process_index, accelerator.num_processes, batch.lanes)
+        several = lanes_per_forward(recipe, task.bare, accelerator.device)
+        self.forwards = [self.lanes[i : i + several] for i in range(0, len(self.lanes), several)]
         self.stream = Stream(len(task.train_data), batch.lanes, batch.lane_size, recipe.augment.repeats, recipe.seed)
         per_epoch = self.stream.steps_per_epoch
         self.total = optim.total_steps(recipe.schedule, per_epoch)
@@ -101,7 +105,7 @@ class Run:
         self.meter = Meter(accelerator, self.step, progress["meter"])
         published = recipe.expect.published
         self.log = RunLog(folder, accelerator, task.headline, self.step, self.total, progress["best"], published)
-        self._mark = self.clock.now()["train"], self.step
+        self.pace = Pace(recipe, accelerator.device, accelerator.num_processes, self.clock, self.step)
         if recipe.log.trackers:
             # steps that a killed run wrote after its last checkpoint are dropped, as in metrics.jsonl
             accelerator.init_trackers(recipe.name, init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
@@ -113,14 +117,16 @@ class Run:
         steps = [step for step in range(self.step, self.total) if step not in skip]
         batches = self.clock.waiting(self._batches(steps))
         self.engine.model.train()
-        for step in range(self.step, self.total):
-            if step not in skip:
-                self.meter.add(step + 1, *self.optimizer_step(step, batches))
-            self.step = step + 1
-            self._after_step()
-            if stop.agreed():
-                self._save_before_leaving()
-                break
+        with Trace(self.recipe.log.profile, self.folder, self.accelerator.is_main_process) as trace:
+            for step in range(self.step, self.total):
+                trace.before(step + 1)
+                if step not in skip:
+                    self.meter.add(step + 1, *self.optimizer_step(step, batches))
+                self.step = step + 1
+                self._after_step()
+                if stop.agreed():
+                    self._save_before_leaving()
+                    break
         on_main(self.accelerator, self.writer.wait)
 
     def _batches(self, steps: list[int]) -> Iterator:
@@ -136,13 +142,16 @@ class Run:
         return (send_to_device(batch, device, non_blocking=True) for batch in batches)
 
     def optimizer_step(self, step: int, batches) -> tuple[Tensor, Tensor]:
-        """One lane after the other, then the update. Returns this process's share of the loss and the gradient norm."""
-        for lane in self.lanes:
-            batch = next(batches)
-            with self.engine.lane(lane == self.lanes[-1]):
-                loss = self.task.loss(self.engine.model, batch, self.stream.lane_seed(step, lane))["loss"]
-                self.engine.backward(loss / self.recipe.batch.lanes)
-            self.statistics.add_lane(lane)
+        """The lanes' gradients, then the update. Returns this process's share of the loss and the gradient norm."""
+        model = self.engine.model
+        for lanes in self.forwards:
+            parts, seeds = [next(batches) for _ in lanes], [self.stream.lane_seed(step, lane) for lane in lanes]
+            with self.engine.lane(lanes is self.forwards[-1]):
+                one = len(lanes) == 1
+                out = self.task.loss(model, parts[0], seeds[0]) if one else self.task.together(model, parts, seeds)
+                self.engine.backward(out["loss"] * len(lanes) / self.recipe.batch.lanes)
+            for lane in lanes:
+                self.statistics.add_lane(lane)
         self.statistics.finish_step()
         loss, norm = self.engine.step(self.lr(step))
         if self.ema is not None:
@@ -182,14 +191,9 @@ class Run:
         return {"step": self.step, "epoch": self.step / self.stream.steps_per_epoch}
 
     def _progress(self, loss: float, norm: float) -> dict[str, float]:
-        train = self.clock.now()["train"]
-        seconds, steps = max(train - self._mark[0], 1e-9), self.step - self._mark[1]
-        wait, self.clock.waited = self.clock.waited / seconds, 0.0
-        self._mark = train, self.step
-        rate = {"images_per_s": steps * self.recipe.batch.size / seconds, "data_wait": min(wait, 1.0)}
         replaced = {"replaced": len(self.replaced.errors)} if self.replaced.limit else {}
         progress = {"loss": loss, "lr": self.lr(self.step - 1), "grad_norm": norm}
-        return self._position() | progress | rate | replaced
+        return self._position() | progress | self.pace.since_last(self.step) | replaced
 
     def _save(self) -> None:
         """Collect everything from all processes; process 0 writes it."""

@@ -2,6 +2,7 @@
 
 import math
 from argparse import Namespace
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pickle import UnpicklingError
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from timm.layers import DropPath as TimmDropPath
 from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torchvision.models import get_weight
 
@@ -39,7 +41,7 @@ def build(recipe: Recipe) -> nn.Module:
         if getattr(net, "cls_token", None) is None:
             raise UserError("model.class_token_std", f"{model.name} has no class token", "set it to null")
         nn.init.trunc_normal_(net.cls_token, std=model.class_token_std)
-    set_drop_path(net, model.drop_path)
+    set_drop_path(net, model.drop_path, model.drop_path_mode)
     if model.tract is not None:
         _put_tract(net, model)
     freeze(net, model.train)
@@ -83,10 +85,16 @@ def _has_fixed_size(name: str) -> bool:
 class DropPath(nn.Module):
     """Stochastic depth whose draws are handed in (`draw_drop_path`), so that no device's generator decides."""
 
-    def __init__(self, rate: float):
+    def __init__(self, rate: float, subset: bool = False):
         super().__init__()
-        self.rate = rate
+        self.rate, self.subset = rate, subset
         self.scale: Tensor | None = None  # (b,): 0 where the branch is dropped, else 1 / (1 - rate)
+        self.kept: Tensor | None = None  # with `subset` instead: the samples that keep the branch, rising
+
+    def add(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """x plus a branch that is computed for the kept samples alone, weighted so that its mean is that of all."""
+        out = branch(x.index_select(0, self.kept))
+        return x.index_add(0, self.kept, out.to(x.dtype), alpha=len(x) / len(out))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0.0:
@@ -97,10 +105,21 @@ class DropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-def set_drop_path(model: nn.Module, rate: float) -> None:
+class SubsetBlock(Block):
+    """timm's ViT block whose branches are computed for the samples that keep them alone (DINOv2's block.py)."""
+
+    def forward(self, x: Tensor, **attention) -> Tensor:
+        if not self.training:
+            return super().forward(x, **attention)
+        x = self.drop_path1.add(x, lambda kept: self.ls1(self.attn(self.norm1(kept), **attention)))
+        return self.drop_path2.add(x, lambda kept: self.ls2(self.mlp(self.norm2(kept))))
+
+
+def set_drop_path(model: nn.Module, rate: float, mode: str = "mask") -> None:
     """Give every residual branch the same rate (DeiT models_v2.py; timm's own rises linearly with depth).
 
-    Raises UserError where a rate is asked of a model without such branches.
+    Raises UserError where a rate is asked of a model without such branches, or mode "subset" of one without timm's
+    ViT blocks, whose forward is replaced.
     """
     if rate == 0.0:
         return
@@ -112,19 +131,46 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
     ]
     if not places:
         raise UserError("model.drop_path", f"{type(model).__name__} has no drop path", "set it to 0")
+    others = {type(parent).__name__ for parent, _ in places if type(parent) is not Block}
+    if mode == "subset" and others:
+        what = f"{type(model).__name__} has other blocks than timm's ViT ({', '.join(sorted(others))})"
+        raise UserError("model.drop_path_mode", what, "set it to mask")
     for parent, name in places:
-        setattr(parent, name, DropPath(rate))
+        setattr(parent, name, DropPath(rate, mode == "subset"))
+        if mode == "subset":
+            parent.__class__ = SubsetBlock
 
 
-def draw_drop_path(layers: list[DropPath], batch: int, seed: int, device: torch.device) -> None:
-    """Draw the masks of the next forward of `batch` samples, on the CPU from `seed`, and hand them to the layers."""
+def draw_drop_path(layers: list[DropPath], batch: int, seed: int | Sequence[int], device: torch.device) -> None:
+    """Draw what the next forward drops, on the CPU, and hand it to the layers.
+
+    seed: of one lane of `batch` samples, or of several such lanes that stand one after the other in the forward.
+    """
     if not layers:
         return
-    draws = torch.rand(len(layers), batch, generator=torch.Generator().manual_seed(seed))
-    keep = torch.tensor([1.0 - layer.rate for layer in layers]).unsqueeze(1)
-    scales = ((draws < keep) / keep).to(device, non_blocking=True)
-    for layer, scale in zip(layers, scales, strict=True):
-        layer.scale = scale
+    seeds = [seed] if isinstance(seed, int) else seed
+    draws = [torch.rand(len(layers), batch, generator=torch.Generator().manual_seed(each)) for each in seeds]
+    keep = torch.tensor(1.0 - layers[0].rate)  # all layers have the same rate and mode
+    if layers[0].subset:
+        count = max(int(batch * (1.0 - layers[0].rate)), 1)  # as DINOv2
+        values = [lane.argsort(1)[:, :count].sort(1).values + i * batch for i, lane in enumerate(draws)]
+    else:
+        values = [(lane < keep) / keep for lane in draws]
+    for layer, value in zip(layers, torch.cat(values, dim=1).to(device, non_blocking=True), strict=True):
+        setattr(layer, "kept" if layer.subset else "scale", value)
+
+
+def couples_samples(model: nn.Module) -> str | None:
+    """The name of a layer because of which lanes cannot share a forward; None where there is none.
+
+    Batch normalisation takes statistics of all samples; dropout draws in the order of all samples.
+    """
+    for name, layer in model.named_modules():
+        normalises = isinstance(layer, nn.modules.batchnorm._NormBase)
+        draws = [getattr(layer, key, 0.0) for key in ("p", "prob", "drop_prob")]
+        if normalises or any(isinstance(p, float) and p > 0 for p in draws):
+            return f"{name} ({type(layer).__name__})"
+    return None
 
 
 def load_weights(model: nn.Module, source: str, new_head: bool = False) -> None:
@@ -205,3 +251,15 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager:
     """The recipe's mixed precision for a forward pass."""
     kind = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision.autocast]
     return nullcontext() if kind is None else torch.autocast(device.type, kind)
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe with this machine's precision in place of "auto": what a run is and stays.
+
+    bf16, which needs no gradient scaler; on CUDA GPUs without it fp16, in which the reference was trained.
+    """
+    if recipe.precision.autocast != "auto":
+        return recipe
+    half = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False) else "bf16"
+    precision = recipe.precision.model_copy(update={"autocast": half})
+    return recipe.model_copy(update={"precision": precision})

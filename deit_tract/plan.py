@@ -72,7 +72,7 @@ def make(recipe: Recipe, folder: Path) -> Plan:
     times = _times(recipe, stream, errors)
     memory = {} if cost is None else estimate_memory(recipe, cost)
     checkpoint = sum(memory.get(part, 0) for part in ("weights", "optimizer", "EMA"))
-    _try(errors, _check_folder, folder, recipe, checkpoint)
+    _try(errors, _check_folder, folder, models.resolved(recipe), checkpoint)
     _try(errors, check_trackers, recipe)
     if recipe.expect.published is not None:
         _try(errors, published.find, recipe.expect.published)
@@ -260,7 +260,7 @@ def _where(plan: Plan) -> Lines:
 def _memory(plan: Plan) -> Lines:
     rules = {
         "optimizer": f"{plan.recipe.optim.name}, float32",
-        "activations": "what autograd saves in the forward of one lane",
+        "activations": "what autograd saves in a forward of one lane, or batch.lanes_per_forward",
         "TrAct": "patches copied at once, Gram matrix, its factor, a solution",
         "allowance": "1 GiB and 10 % for the CUDA context and what comes and goes (a guess)",
     }
@@ -289,9 +289,10 @@ def _hours(plan: Plan) -> Lines:
             lines.append(row(name, rate, plan.cost.forward / plan.cost.training))
     if on_disk:
         lines.append(row(f"{recipe.data.workers} workers", CORE_RATE * max(recipe.data.workers, 1), 1.0))
+    half = {None: "float32", "auto": "bf16 or fp16"}
+    precision = half.get(recipe.precision.autocast, recipe.precision.autocast)
     rules = [
-        f"GPUs at {MFU:.0%} of their {recipe.precision.autocast or 'float32'} peak, a lane in no less than "
-        f"{LAUNCHES * 1e3:g} ms (assumptions)"
+        f"GPUs at {MFU:.0%} of their {precision} peak, a forward in no less than {LAUNCHES * 1e3:g} ms (assumptions)"
     ]
     if on_disk:
         rules.append(f"cores and workers at {CORE_RATE} images/s each: DeiT's pipeline on ImageNet (an estimate)")

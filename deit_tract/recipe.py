@@ -19,10 +19,12 @@ from deit_tract.recipe_source import KeyPath, Value, Values
 from deit_tract.schema import Recipe, Section
 
 # What may differ when a run is continued: it changes neither weights nor accuracies.
+# Sharing a forward and compiling change it as a number of processes does, by rounding.
 # Two are there to go on after a fault, and change a step or the views of a broken image.
 FREE_KEYS = (
     *("about", "expect", "data.dir", "data.resident", "data.verify", "data.workers", "evaluate.batch_size"),
     *("evaluate.pictures", "data.skip_unreadable", "faults", "log", "save"),
+    *("batch.lanes_per_forward", "precision.compile"),
 )
 
 # Arguments of timm.create_model that read files of weights or fetch them
@@ -77,6 +79,8 @@ def _check(recipe: Recipe) -> Iterator[tuple[KeyPath, str, str]]:
         yield ("batch", "size"), f"{batch.size} images do not divide into {batch.lanes} lanes", f"try {near}"
     if batch.exact and recipe.model.tract_gram == "batch":
         yield ("batch", "exact"), "the batch's Gram matrix is summed in another order", "set model.tract_gram to lane"
+    if batch.exact and batch.lanes_per_forward not in ("auto", 1):
+        yield ("batch", "exact"), "lanes that share a forward have one gradient", "set batch.lanes_per_forward to auto"
     if schedule.epochs is None and schedule.steps is None:
         yield ("schedule",), "the length of the run is missing", "set schedule.epochs or schedule.steps"
     for section, stem in (("schedule", ""), ("schedule", "warmup_"), ("evaluate", "every_"), ("save", "every_")):

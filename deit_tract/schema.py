@@ -24,6 +24,9 @@ class Model(Section):
         "--attn-only); the rest keeps the given weights, but BatchNorm's statistics still move",
     )
     drop_path: Fraction = Field(0.0, description="stochastic depth rate, the same in every block")
+    drop_path_mode: Literal["mask", "subset"] = Field(
+        "mask", description="mask: each sample drops at the rate; subset: a fixed share of a lane does, not computed"
+    )
     tract: Positive | None = Field(None, description="TrAct's lambda on the first layer; null trains it plainly")
     tract_gram: Literal["lane", "batch"] = Field(
         "lane", description="TrAct's Gram matrix: each lane's own (the paper) or the batch's"
@@ -61,6 +64,10 @@ class Batch(Section):
     lanes: Count = Field(description="equal parts of a batch, each with its own mixup draw, drop path and Gram matrix")
     exact: bool = Field(
         False, description="sum the lanes' gradients in their order: the same bits on any number of processes; slow"
+    )
+
+    lanes_per_forward: Count | Literal["auto"] = Field(
+        "auto", description="lanes that share a forward pass, up to rounding the same; auto: on a GPU as fill it"
     )
 
     @property
@@ -139,7 +146,10 @@ class Schedule(Section):
 
 
 class Precision(Section):
-    autocast: Literal["bf16", "fp16"] | None = Field(None, description="mixed precision; null is float32")
+    autocast: Literal["bf16", "fp16", "auto"] | None = Field(
+        None, description="mixed precision; null is float32; auto: bf16, on CUDA GPUs without it fp16"
+    )
+    compile: bool = Field(False, description="torch.compile the model for training; minutes at the start")
 
 
 class Ema(Section):
@@ -164,6 +174,10 @@ class Save(Section):
 class Log(Section):
     every_steps: Count = Field(50, description="steps between two log lines, each a read of the device")
     trackers: list[Literal["tensorboard"]] = Field([], description="beside metrics.jsonl")
+    peak_tflops: Positive | None = Field(
+        None, description="TFLOP/s of a device that MFU is measured against; null takes that of known GPUs"
+    )
+    profile: Count | None = Field(None, description="first of three steps of which a profiler trace is written")
 
 
 class Faults(Section):

@@ -68,6 +68,11 @@ def plugin(recipe: Recipe, stage: int) -> DeepSpeedPlugin:
         raise UserError("launch", what, "use --zero_stage 0, or AdamW or SGD")
     if recipe.precision.autocast == "fp16":
         raise UserError("precision.autocast", "fp16 under DeepSpeed is not supported", "use bf16, or launch with DDP")
+    if recipe.precision.compile:
+        raise UserError("precision.compile", "not supported under DeepSpeed", "set it to false, or launch with DDP")
+    if recipe.batch.lanes_per_forward not in ("auto", 1):
+        what = "DeepSpeed counts lanes as forward passes"
+        raise UserError("batch.lanes_per_forward", what, "set it to 1 or auto, or launch with DDP")
     if recipe.batch.exact:
         raise UserError("batch.exact", "DeepSpeed sums gradients in its own order", "launch without DeepSpeed")
     if recipe.optim.first_layer is not None:

@@ -24,7 +24,7 @@ LAYERS = [
     {"tasks.detect"},
     {"checkpoint", "engine", "processes", "tasks.predictions"},
     {"evaluate", "folder", "log", "start", "trained", "reports"},
-    {"detection_report"},
+    {"detection_report", "pace"},
     {"loop", "runs", "plan", "export"},
     {"scaling"},
     {"cli"},

@@ -202,9 +202,9 @@ def test_nothing_is_read_from_the_device_between_log_points(tmp_path, monkeypatc
         monkeypatch.setattr(torch.Tensor, name, lambda self, real=real: reads.append(1) or real(self))
 
     def count(steps: int) -> int:
-        """Transforms run in a worker here; on a CPU, TrAct looks at its input and LAMB at its step count."""
+        """Transforms run in a worker here; on a CPU, TrAct looks at its input."""
         reads.clear()
-        overrides = ("model.tract=null", "optim.name=sgd", "optim.lr=0.1", "data.workers=1")
+        overrides = ("model.tract=null", "data.workers=1")
         train(tmp_path / str(steps), *short(steps, f"log.every_steps={steps}", *overrides))
         return len(reads)
 
@@ -268,7 +268,7 @@ def test_kill_9_in_the_middle_of_an_epoch_and_the_same_command_again(tmp_path):
     assert "from step" in out
     for name in ("model", "ema"):
         assert same(weights(tmp_path / "whole", 60, name), weights(tmp_path / "killed", 60, name))
-    volatile = ("images_per_s", "data_wait")
+    volatile = ("images_per_s", "data_wait", "mfu", "memory_gib")
     again = log.read_metrics(tmp_path / "killed")
     assert [{k: v for k, v in r.items() if k not in volatile} for r in again] == [
         {k: v for k, v in r.items() if k not in volatile} for r in whole

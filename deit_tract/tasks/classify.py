@@ -2,11 +2,12 @@
 
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from deit_tract import models
+from deit_tract import models, tract
 from deit_tract.data import augment, datasets, fast, mix
 from deit_tract.data.resident import Resident
 from deit_tract.data.stream import derive, seed_generators
@@ -33,17 +34,30 @@ class Classify:
             self.train_data, self.train_transform = fast.pipeline(recipe, self.train_data)
         self.bare = models.build(recipe)
         self.drop_paths = [layer for layer in self.bare.modules() if isinstance(layer, models.DropPath)]
+        self.tract_layers = [layer for _, layer in tract.find(self.bare)]
         soft_ce = partial(F.cross_entropy, label_smoothing=recipe.loss.smoothing)
         self.criterion = {"bce": thresholded_bce, "ce": soft_ce}[recipe.loss.name]
 
     def loss(self, model: nn.Module, batch: list[Tensor], seed: int) -> dict[str, Tensor]:
         """One lane, its draws from `seed`: {"loss": mean over the lane}. batch: images (b, c, h, w), labels (b,)."""
+        return self.together(model, [batch], [seed])
+
+    def together(self, model: nn.Module, batches: list[list[Tensor]], seeds: list[int]) -> dict[str, Tensor]:
+        """Lanes of one size in one forward, each with its own draws and TrAct Gram matrix: the mean over all."""
+        mixed = [self._mixed(*pair) for pair in zip(batches, seeds, strict=True)]
+        images, targets = mixed[0] if len(mixed) == 1 else (torch.cat(parts) for parts in zip(*mixed, strict=True))
+        drops = [derive(seed, "drop_path") for seed in seeds]
+        models.draw_drop_path(self.drop_paths, len(images) // len(seeds), drops, images.device)
+        for layer in self.tract_layers:
+            layer.lanes = len(seeds)
+        # for models that draw by themselves, whose lanes never share a forward
+        seed_generators(derive(seeds[0], "dropout"), images.device)
+        return {"loss": self.criterion(model(images).float(), targets)}
+
+    def _mixed(self, batch: list[Tensor], seed: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
         draw = mix.draw(self.recipe.mix, *images.shape[-2:], seed=derive(seed, "mix"))
-        images, targets = mix.apply(draw, images, labels, self.recipe.data.classes)
-        models.draw_drop_path(self.drop_paths, len(images), derive(seed, "drop_path"), images.device)
-        seed_generators(derive(seed, "dropout"), images.device)  # for models that draw by themselves
-        return {"loss": self.criterion(model(images).float(), targets)}
+        return mix.apply(draw, images, labels, self.recipe.data.classes)
 
     def evaluate(self, model: nn.Module, batch: list[Tensor]) -> dict[str, Tensor]:
         """Sums over a batch, to be added over batches and processes."""

@@ -1,0 +1,268 @@
+"""The step: several lanes in one forward, drop path on a subset, compilation, precision, pace and profile."""
+
+import gzip
+import json
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from conftest import losses, run, sets, short, train
+from safetensors.torch import load_file
+
+from deit_tract import cost, folder, log, loop, models, pace, zero
+from deit_tract import recipe as recipes
+from deit_tract.data.stream import derive
+from deit_tract.errors import UserError
+
+
+def weights(run_folder, step):
+    return load_file(run_folder / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+def apart(a: dict, b: dict) -> float:
+    return max((a[key] - b[key]).abs().max().item() for key in a)
+
+
+# ---- several lanes in one forward ------------------------------------------------------------------------------------
+
+DRAWS = ("model.drop_path=0.3", "mix.prob=1", "mix.cutmix=1.0")
+
+
+@pytest.mark.parametrize("mode", ["mask", "subset"])
+@pytest.mark.parametrize("several", [2, 3, 4])  # 3 of 4 lanes: 3 and 1
+def test_gradients_of_lanes_in_one_forward_are_those_one_by_one(mode, several):
+    """Every lane keeps its mixup, drop path and Gram matrix; to 1e-6 of each gradient."""
+    recipe = recipes.load("quickstart", [*DRAWS, f"model.drop_path_mode={mode}"])
+    task = loop.Classify(recipe)
+    task.bare.train()
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        [torch.randn(16, 1, 8, 8, generator=generator), torch.randint(10, (16,), generator=generator)] for _ in range(4)
+    ]
+    seeds = [derive(0, "lane", 5, lane) for lane in range(4)]
+    gradients, sums = [], []
+    for size in (1, several):
+        task.bare.zero_grad()
+        total = 0.0
+        for first in range(0, 4, size):
+            lanes = slice(first, first + size)
+            loss = task.together(task.bare, batches[lanes], seeds[lanes])["loss"] * len(seeds[lanes]) / 4
+            loss.backward()
+            total += loss.item()
+        sums.append(total)
+        gradients.append({name: p.grad.clone() for name, p in task.bare.named_parameters()})
+    assert sums[0] == pytest.approx(sums[1], abs=1e-6)
+    for name, expected in gradients[0].items():
+        assert (gradients[1][name] - expected).norm() <= 2e-6 * expected.norm(), name
+
+
+def test_a_run_with_lanes_together_ends_the_same_and_may_go_on_one_by_one(tmp_path):
+    expected = train(tmp_path / "1", *short(6, *DRAWS))
+    together = (*DRAWS, "batch.lanes_per_forward=4")
+    train(tmp_path / "4", *short(6, *together, "save.every_steps=3", "save.keep=9"))
+    assert losses(log.read_metrics(tmp_path / "4")) == pytest.approx(losses(expected), abs=1e-6)
+    assert apart(weights(tmp_path / "1", 6), weights(tmp_path / "4", 6)) < 1e-5  # six steps of LAMB at lr 8e-3
+    (tmp_path / "4" / "checkpoints" / "step_00000006").rename(tmp_path / "away")
+    train(tmp_path / "4", *short(6, *DRAWS, "save.every_steps=3", "save.keep=9"))
+    assert apart(weights(tmp_path / "1", 6), weights(tmp_path / "4", 6)) < 1e-5
+
+
+@pytest.mark.slow
+def test_two_processes_with_uneven_shares(tmp_path):
+    """Three lanes: two in one forward here, one there; against one process and one lane at a time."""
+    overrides = short(5, *DRAWS, "batch.size=48", "batch.lanes=3")
+    expected = losses(train(tmp_path / "one", *overrides))
+    arguments = ["--recipe", "quickstart", "--output", str(tmp_path / "two"), *sets(overrides)]
+    code, _, err = run(*arguments, "--set", "batch.lanes_per_forward=2", processes=2)
+    assert code == 0, err
+    assert losses(log.read_metrics(tmp_path / "two")) == pytest.approx(expected, abs=1e-6)
+    assert apart(weights(tmp_path / "one", 5), weights(tmp_path / "two", 5)) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "why"), [("resnet18", "bn1 (BatchNorm2d)"), ("vit_tiny_patch16_224", "pos_drop")])
+def test_models_that_couple_samples_are_refused(name, why):
+    net = timm.create_model(name, **({"drop_rate": 0.1, "pos_drop_rate": 0.1} if "vit" in name else {}))
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match=r"batch.lanes_per_forward: .*depends on the other samples") as error:
+        pace.lanes_per_forward(recipes.load("quickstart", ["batch.lanes_per_forward=2"]), net, cpu)
+    assert why in str(error.value)
+    assert pace.lanes_per_forward(recipes.load("quickstart"), net, cpu) == 1
+    plain = timm.create_model("vit_tiny_patch16_224", depth=1)
+    assert pace.lanes_per_forward(recipes.load("quickstart", ["batch.lanes_per_forward=2"]), plain, cpu) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "memory", "lanes"),
+    [(["batch.size=2048", "batch.lanes=32"], 140, 4), (["batch.size=2048", "batch.lanes=8"], 140, 1),
+     (["batch.size=2048", "batch.lanes=32"], 1, 1), (["batch.size=64", "batch.lanes=2"], 140, 2)],
+)  # fmt: skip
+def test_auto_fills_a_gpu_as_far_as_its_memory_goes(monkeypatch, overrides, memory, lanes):
+    properties = SimpleNamespace(total_memory=memory * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    recipe = recipes.load("vit_s_800ep_tract", [*overrides, "model.args.depth=2"])
+    with torch.device("meta"):
+        net = models.build(recipe)
+    assert pace.lanes_per_forward(recipe, net, torch.device("cuda")) == lanes
+
+
+def test_what_cannot_have_lanes_together_says_so(monkeypatch):
+    with pytest.raises(UserError, match="lanes that share a forward have one gradient"):
+        recipes.load("quickstart", ["batch.exact=true", "batch.lanes_per_forward=2"])
+    for key, value in (("batch.lanes_per_forward", "2"), ("precision.compile", "true")):
+        with pytest.raises(UserError, match=key):
+            zero.plugin(recipes.load("quickstart", [f"{key}={value}"]), 0)
+
+
+# ---- drop path on a subset -------------------------------------------------------------------------------------------
+
+
+def subset(*overrides: str) -> torch.nn.Module:
+    return models.build(recipes.load("quickstart", ["model.drop_path_mode=subset", "model.drop_path=0.4", *overrides]))
+
+
+def drop_paths(net: torch.nn.Module) -> list[models.DropPath]:
+    return [layer for layer in net.modules() if isinstance(layer, models.DropPath)]
+
+
+def test_a_subset_is_that_masks_result_for_the_same_samples():
+    """The masked model, told to drop what the subset drops with the subset's weight, gives the same gradients."""
+    ours, masked = subset(), models.build(recipes.load("quickstart", ["model.drop_path=0.4"]))
+    models.draw_drop_path(drop_paths(ours), 10, [3, 4], torch.device("cpu"))
+    for one, other in zip(drop_paths(ours), drop_paths(masked), strict=True):
+        assert one.kept.shape == (12,) and (one.kept[:6] < 10).all() and (one.kept[6:] >= 10).all()
+        other.scale = torch.zeros(20).index_fill(0, one.kept, 20 / 12)
+    images = torch.randn(20, 1, 8, 8)
+    gradients = []
+    for net in (ours.train(), masked.train()):
+        net(images).square().sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    ours.eval(), masked.eval()
+    assert torch.equal(ours(images), masked(images)), "evaluation knows no drop path"
+
+
+def test_a_subset_keeps_the_mean_and_follows_its_seed():
+    x, layer = torch.ones(10, 3), models.DropPath(0.3, subset=True)
+    total = torch.zeros(10, 3)
+    for seed in range(400):
+        models.draw_drop_path([layer], 10, seed, torch.device("cpu"))
+        total += layer.add(x, lambda kept: kept)
+    assert (total / 400 - 2).abs().max() < 0.1, "x plus the mean of a branch that is x"
+    first = layer.kept
+    models.draw_drop_path([layer], 10, 399, torch.device("cpu"))
+    assert torch.equal(layer.kept, first) and len(first) == 7
+
+
+def test_a_subset_run_resumes_to_the_bit(tmp_path):
+    overrides = short(4, "model.drop_path=0.3", "model.drop_path_mode=subset", "save.every_steps=2", "save.keep=9")
+    train(tmp_path, *overrides)
+    final = weights(tmp_path, 4)
+    (tmp_path / "checkpoints" / "step_00000004").rename(tmp_path / "away")
+    train(tmp_path, *overrides)
+    assert apart(final, weights(tmp_path, 4)) == 0.0
+
+
+def test_a_subset_costs_less_and_needs_timms_blocks():
+    full, part = (recipes.load("quickstart", [f"model.drop_path_mode={mode}", "model.drop_path=0.5"])
+                  for mode in ("mask", "subset"))  # fmt: skip
+    measured = [cost.measure(recipe, models.build(recipe)).training for recipe in (full, part)]
+    assert 0.5 < measured[1] / measured[0] < 0.6
+    with pytest.raises(UserError, match=r"model.drop_path_mode: .*other blocks than timm's ViT"):
+        models.set_drop_path(timm.create_model("convnext_atto"), 0.1, "subset")
+
+
+# ---- attention, precision, compilation -------------------------------------------------------------------------------
+
+
+def test_attention_is_torchs_fused_one():
+    for name in ("quickstart", "vit_s_800ep_tract"):
+        with torch.device("meta"):
+            net = models.build(recipes.load(name))
+        fused = [layer.fused_attn for layer in net.modules() if hasattr(layer, "fused_attn")]
+        assert fused and all(fused)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "half"), [(False, False, "bf16"), (True, True, "bf16"), (True, False, "fp16")]
+)
+def test_auto_precision_is_bf16_where_it_is(monkeypatch, cuda, bf16, half):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    recipe = models.resolved(recipes.load("vit_s_800ep_tract"))
+    assert recipe.precision.autocast == half and recipe.name == "vit_s_800ep_tract"
+    assert models.resolved(recipe) is recipe and models.resolved(recipes.load("quickstart")).precision.autocast is None
+
+
+def test_a_runs_precision_stays_what_it_was(tmp_path):
+    train(tmp_path, *short(1, "precision.autocast=auto"))
+    assert recipes.load(str(tmp_path / "recipe.yaml")).precision.autocast == "bf16"
+    folder.check_folder(tmp_path, recipes.load("quickstart", short(1, "precision.autocast=bf16")))
+    with pytest.raises(UserError, match=r'precision.autocast: "bf16" -> "fp16"'):
+        folder.check_folder(tmp_path, recipes.load("quickstart", short(1, "precision.autocast=fp16")))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_same_up_to_rounding_and_its_checkpoint_plain(tmp_path):
+    """Compiled once for training, not again for new masks nor for evaluation; goes on without compilation."""
+    overrides = short(4, "model.drop_path=0.2", "model.args.depth=1", "save.every_steps=3")
+    overrides += ["save.keep=9", "evaluate.every_steps=2", "batch.size=32", "batch.lanes=2"]
+    expected = losses(train(tmp_path / "plain", *overrides))
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    assert losses(train(tmp_path / "compiled", *overrides, "precision.compile=true")) == pytest.approx(
+        expected, abs=1e-5
+    )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    plain, compiled = weights(tmp_path / "plain", 4), weights(tmp_path / "compiled", 4)
+    assert plain.keys() == compiled.keys() and apart(plain, compiled) < 1e-4
+    (tmp_path / "compiled" / "checkpoints" / "step_00000004").rename(tmp_path / "away")
+    train(tmp_path / "compiled", *overrides)
+    assert apart(compiled, weights(tmp_path / "compiled", 4)) < 1e-4
+
+
+@pytest.mark.slow
+def test_two_compiled_processes(tmp_path):
+    """With drop path on a subset, in bf16."""
+    overrides = short(3, "model.args.depth=1", "batch.size=32", "batch.lanes=2", "precision.autocast=bf16")
+    overrides += ["model.drop_path=0.2", "model.drop_path_mode=subset"]
+    expected = losses(train(tmp_path / "one", *overrides))
+    arguments = ["--recipe", "quickstart", "--output", str(tmp_path / "two"), *sets(overrides)]
+    code, _, err = run(*arguments, "--set", "precision.compile=true", processes=2, timeout=600)
+    assert code == 0, err
+    assert losses(log.read_metrics(tmp_path / "two")) == pytest.approx(expected, abs=5e-3)
+    assert weights(tmp_path / "two", 3).keys() == weights(tmp_path / "one", 3).keys()
+
+
+# ---- pace and profile ------------------------------------------------------------------------------------------------
+
+
+def test_mfu_follows_from_images_per_second_and_a_stated_peak(tmp_path, capsys):
+    records = train(tmp_path / "a", *short(2, "log.peak_tflops=0.05"))
+    recipe = recipes.load("quickstart")
+    flops = cost.measure(recipe, models.build(recipe)).training
+    for record in records[:2]:
+        assert record["mfu"] == pytest.approx(record["images_per_s"] * flops / 0.05e12)
+        assert 0.05 < record["memory_gib"] < 50 and 0 <= record["data_wait"] <= 1
+    out = capsys.readouterr().out
+    assert "MFU" in out and "GiB" in out
+    assert train(tmp_path / "b", *short(1))[0]["mfu"] is None, "a CPU's peak is not known"
+
+
+@pytest.mark.parametrize(("name", "autocast", "peak"), [("NVIDIA H200", "bf16", 989e12), ("NVIDIA A40", None, 37.4e12),
+                                                        ("NVIDIA H200 NVL", "bf16", None)])  # fmt: skip
+def test_known_peaks_are_of_exactly_these_gpus(monkeypatch, name, autocast, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert cost.known_peak(torch.device("cuda"), autocast) == peak
+    assert cost.known_peak(torch.device("cpu"), autocast) is None
+
+
+def test_a_profile_of_three_steps_lies_in_the_runs_folder(tmp_path):
+    train(tmp_path / "a", *short(6, "log.profile=2"))
+    with gzip.open(tmp_path / "a" / "profile_step_2.json.gz", "rt") as file:
+        events = json.load(file)["traceEvents"]
+    assert sum(event.get("name", "").startswith("Optimizer.step") for event in events) == 3
+    assert any("scaled_dot_product" in event.get("name", "") for event in events)
+    train(tmp_path / "b", *short(2, "log.profile=2"))
+    assert (tmp_path / "b" / "profile_step_2.json.gz").exists(), "a run that ends within the three"
