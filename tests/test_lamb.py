@@ -1,6 +1,7 @@
 """LAMB against timm's and a float64 statement, its checkpoints, and what it launches."""
 
 import copy
+import inspect
 
 import pytest
 import timm
@@ -66,9 +67,17 @@ def apart(a: torch.nn.Module, b: torch.nn.Module) -> float:
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("scale", [1e-5, 1e-1], ids=["unclipped", "clipped"])
 def test_ten_steps_are_timms(way, foreach, scale):
+    known = inspect.signature(TimmLamb).parameters
+    if foreach and "foreach" not in known:
+        pytest.skip("this timm's LAMB has one mode")
     ours, theirs = model(), model()
     trained(ours, Lamb(groups(ours), **SETTINGS), range(10), scale)
-    trained(theirs, TimmLamb(groups(theirs), foreach=foreach, **SETTINGS), range(10), scale)
+    trained(
+        theirs,
+        TimmLamb(groups(theirs), **SETTINGS, **({"foreach": foreach} if "foreach" in known else {})),
+        range(10),
+        scale,
+    )
     assert apart(ours, theirs) < 1e-6
     assert apart(theirs, model()) > 1e-3
 

@@ -1,12 +1,13 @@
 """Speed and memory as ratios against baselines, measured side by side in one run.
 
-    python tools/bench.py tract|data [--rounds N] [--only WORD ...] [--json FILE]
+    python tools/bench.py tract|data|optimizer|step|all [--rounds N] [--only WORD ...] [--json FILE]
 
 Prints a Markdown table; --json also writes every sample. On a CPU: process time with one thread. On a GPU: CUDA events.
 """
 
 import argparse
 import copy
+import importlib
 import json
 import os
 import platform
@@ -233,31 +234,40 @@ def bench_tract(arguments: argparse.Namespace, device: torch.device) -> dict:
     wanted = lambda case: not arguments.only or any(word in case for word in arguments.only)  # noqa: E731
     for case, (make, shape) in TRACT_CASES.items():
         if wanted(case):
-            results[case] = tract_layer(make, shape, arguments.rounds, device)
+            results[case] = tract_layer(make, shape, rounds_of(arguments, 11), device)
     for case, model in TRACT_STEPS.items():
         if wanted(case) and device.type == "cuda":
             batch = int(case.split(" b")[1].split("@")[0])
-            results[case] = tract_step(model, batch, arguments.rounds, device)
+            results[case] = tract_step(model, batch, rounds_of(arguments, 11), device)
     print(markdown(TRACT_COLUMNS, [tract_row(case, result) for case, result in results.items()]))
     print("\nRatios: median (quartiles) over rounds. MiB: peak of the tensors made during forward and backward.")
     return results
 
 
-def bench_data(arguments: argparse.Namespace, device: torch.device) -> dict:
-    from tools import bench_data  # which takes its measuring from here
+def beside(module: str) -> Callable[[argparse.Namespace, torch.device], dict]:
+    """The `run` of a file beside this one, which imports from this one."""
+    return lambda arguments, device: importlib.import_module(f"tools.{module}").run(arguments, device)
 
-    return bench_data.run(arguments, device)
+
+BENCHES = {
+    "tract": bench_tract,
+    "data": beside("bench_data"),
+    "optimizer": beside("bench_optimizer"),
+    "step": beside("bench_step"),
+}
 
 
-BENCHES = {"tract": bench_tract, "data": bench_data}
+def rounds_of(arguments: argparse.Namespace, usual: int) -> int:
+    return arguments.rounds or usual
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bench", choices=BENCHES)
-    parser.add_argument("--rounds", type=int, default=11, help="times every variant is measured (default: 11)")
+    parser.add_argument("bench", choices=[*BENCHES, "all"])
+    parser.add_argument("--rounds", type=int, help="times every variant is measured (default: 11, whole steps 7)")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="cases whose name contains one of these")
     parser.add_argument("--images", type=Path, metavar="DIR", help="data: JPEGs to read (default: 200 made ones)")
+    parser.add_argument("--compile", action="store_true", help="whole steps compiled, too, as always on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     arguments = parser.parse_args()
@@ -266,9 +276,12 @@ def main() -> None:
     device = torch.device(arguments.device)
     about = header(device)
     print("\n".join(f"{key}: {value}" for key, value in about.items()), end="\n\n")
-    results = BENCHES[arguments.bench](arguments, device)
+    results = {}
+    for name in BENCHES if arguments.bench == "all" else [arguments.bench]:
+        results[name] = BENCHES[name](arguments, device)
+        print()
     if arguments.json:
-        arguments.json.write_text(json.dumps({"about": about, arguments.bench: results}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"about": about, **results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from deit_tract.data import augment, decode, fast, feed
 from deit_tract.data.readers import Images
 from deit_tract.data.stream import Stream, View, Views, seed_generators
 from deit_tract.schema import Recipe
-from tools.bench import compare, interleaved, markdown, ratio_text, version
+from tools.bench import compare, interleaved, markdown, ratio_text, rounds_of, version
 
 COUNT, LANES = 200, 8
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -198,7 +198,7 @@ def _run(arguments: argparse.Namespace, files: list[Path]) -> dict:
         if arguments.only and not any(word in case for word in arguments.only):
             continue
         recipe = recipes.load(name, overrides)
-        samples = interleaved(variants(recipe, files), arguments.rounds, CPU)
+        samples = interleaved(variants(recipe, files), rounds_of(arguments, 11), CPU)
         views = len(files) // LANES * LANES
         result = compare({run: [value / views for value in values] for run, values in samples.items()}, "D")
         results[case] = {"ms per image": result, "differs from D": difference(recipe, files)}
