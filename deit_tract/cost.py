@@ -176,9 +176,12 @@ def speed(recipe: Recipe, cost: Cost, gpu: Gpu) -> float:
     autocast = recipe.precision.autocast
     if autocast == "bf16" and not gpu.bf16:
         return 0.0
-    images = recipe.batch.lane_size * lanes_together(recipe)
-    peak = 1e12 * (gpu.half if autocast else gpu.single)
-    return images / max(images * cost.training / (MFU * peak), LAUNCHES)
+    lane, peak = recipe.batch.lane_size, 1e12 * (gpu.half if autocast else gpu.single)
+    return lane / max(lane * cost.training / (MFU * peak), LAUNCHES)
+
+
+def precision_name(recipe: Recipe) -> str:
+    return {None: "float32", "auto": "bf16 or fp16"}.get(recipe.precision.autocast, recipe.precision.autocast)
 
 
 def lanes_together(recipe: Recipe) -> int:

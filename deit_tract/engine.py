@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from deit_tract import optim, tract, zero
+from deit_tract import models, optim, tract, zero
 from deit_tract.errors import UserError
 from deit_tract.schema import Recipe
 
@@ -63,6 +63,8 @@ def _check_precision(recipe: Recipe) -> None:
 def prepare(accelerator: Accelerator, recipe: Recipe, bare: nn.Module) -> "Replicas | zero.ZeRO":
     """The engine of this launch around a bare model, with the recipe's optimizer."""
     optimizer = optim.build(recipe.optim, bare)
+    if accelerator.device.type == "cpu" and recipe.precision.autocast == "bf16":
+        models.explicit_attention(bare)
     if accelerator.deepspeed_plugin is not None:
         return zero.ZeRO(accelerator, recipe, bare, optimizer)
     return (Exact if recipe.batch.exact else Replicas)(accelerator, recipe, bare, optimizer)

@@ -30,8 +30,8 @@ class Lamb(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         max_grad_norm: float | None = 1.0,
     ):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.max_grad_norm = max_grad_norm
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -43,40 +43,49 @@ class Lamb(torch.optim.Optimizer):
         groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         every = [p for params in groups for p in params]
         clip = self._clip([p.grad for p in every]) if every else None
-        on_cpu = bool(every) and every[0].device.type == "cpu"
-        # A CPU takes one tensor after another, while it is in the cache, and the room for its update is used again.
-        room = every[0].new_empty(max(p.numel() for p in every)) if on_cpu else None
         for group, params in zip(self.param_groups, groups, strict=True):
-            group["step"] = int(group.get("step", 0)) + 1  # a tensor in timm's checkpoints
-            for some in [[p] for p in params] if on_cpu else [params] * bool(params):
-                self._update(group, some, clip, room)
+            group["step"], decay = (
+                int(group.get("step", 0)) + 1,
+                group["weight_decay"],
+            )  # a tensor in timm's checkpoints
+            if params and decay == 0:
+                self._adam(group, params, params, clip, group["lr"])
+            elif params and params[0].device.type == "cpu":
+                room = self._room(params)
+                for p in params:  # one after another, while it is in the cache
+                    here = room[: p.numel()].as_strided(p.shape, p.stride())
+                    self._update(group, [p], [torch.mul(p, decay, out=here)], clip)
+            elif params:
+                self._update(group, params, torch._foreach_mul(params, decay), clip)
         return loss
 
     def _clip(self, grads: list[Tensor]) -> Tensor | None:
         """What gradients are divided by."""
-        if self.max_grad_norm is None:
+        limit = self.defaults["max_grad_norm"]
+        if limit is None:
             return None
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        return (norm / self.max_grad_norm).clamp_(min=1.0)
+        return (norm / limit).clamp_(min=1.0)
 
-    def _update(self, group: dict, params: list[Tensor], clip: Tensor | None, room: Tensor | None) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        lr, decay = group["lr"], group["weight_decay"]
-        if decay == 0:
-            return self._adam(group, params, params, clip, lr)
-        if room is None:
-            updates = torch._foreach_mul(params, decay)
-        else:
-            updates = [torch.mul(p, decay, out=room[: p.numel()].as_strided(p.shape, p.stride())) for p in params]
+    def _room(self, params: list[Tensor]) -> Tensor:
+        """Memory for one update, kept from step to step: to get it anew costs a CPU as much as to fill it."""
+        size, room = max(p.numel() for p in params), getattr(self, "_kept_room", None)
+        if room is None or len(room) < size or room.dtype != params[0].dtype:
+            self._kept_room = room = params[0].new_empty(size)
+        return room
+
+    def _update(self, group: dict, params: list[Tensor], updates: list[Tensor], clip: Tensor | None) -> None:
+        """With weight decay and trust ratio. updates: weight decay x params, overwritten."""
         self._adam(group, updates, params, clip, -1.0)
         weight, update = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, updates))
         ratio = torch.where((weight > 0) & (update > 0), weight / update, 1.0)
-        torch._foreach_addcmul_(params, updates, list(ratio.unbind()), value=-lr)
+        torch._foreach_addcmul_(params, updates, list(ratio.unbind()), value=-group["lr"])
 
     def _adam(self, group: dict, targets: list[Tensor], params: list[Tensor], clip: Tensor | None, lr: float) -> None:
         """targets -= lr x Adam's bias-corrected direction for the gradients of `params` divided by `clip`."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         means = [self.state[p]["exp_avg"] for p in params]
         squares = [self.state[p]["exp_avg_sq"] for p in params]
         # the kernel goes along memory; autograd lays gradients out as their parameters, others may not

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deit_tract import cost, models
+from deit_tract import cost, models, zero
 from deit_tract.checkpoint import disk_errors
 from deit_tract.cost import GIB, Cost
 from deit_tract.errors import UserError
@@ -64,6 +64,8 @@ def lanes_per_forward(recipe: Recipe, net: nn.Module, device: torch.device) -> i
 
     "auto" takes several on a CUDA GPU alone: as many as make cost.FILLING images, fit its memory and may share.
     """
+    if recipe.task == "detect":
+        return 1
     asked, coupled = recipe.batch.lanes_per_forward, models.couples_samples(net)
     if isinstance(asked, int):
         if asked > 1 and coupled:
@@ -71,8 +73,8 @@ def lanes_per_forward(recipe: Recipe, net: nn.Module, device: torch.device) -> i
             raise UserError("batch.lanes_per_forward", what, "set it to 1 or auto")
         return asked
     several = cost.lanes_together(recipe)
-    if device.type != "cuda" or coupled or several == 1 or recipe.batch.exact:
-        return 1
+    if device.type != "cuda" or coupled or several == 1 or recipe.batch.exact or zero.stage() is not None:
+        return 1  # DeepSpeed counts lanes as forward passes
     with torch.device("meta"):
         measured: Cost = cost.measure(recipe, models.build(recipe))
     free = torch.cuda.get_device_properties(device).total_memory - sum(cost.estimate_memory(recipe, measured).values())

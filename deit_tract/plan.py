@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from deit_tract import models, optim, published
-from deit_tract.cost import GIB, GPUS, LAUNCHES, MFU, Cost, estimate_memory, image_shape, measure, speed
+from deit_tract.cost import GIB, GPUS, LAUNCHES, MFU, Cost, estimate_memory, image_shape, measure, precision_name, speed
 from deit_tract.data import datasets, imagenet, official, voc
 from deit_tract.data.stream import Stream, lanes_of
 from deit_tract.errors import UserError, UserErrors
@@ -289,10 +289,9 @@ def _hours(plan: Plan) -> Lines:
             lines.append(row(name, rate, plan.cost.forward / plan.cost.training))
     if on_disk:
         lines.append(row(f"{recipe.data.workers} workers", CORE_RATE * max(recipe.data.workers, 1), 1.0))
-    half = {None: "float32", "auto": "bf16 or fp16"}
-    precision = half.get(recipe.precision.autocast, recipe.precision.autocast)
     rules = [
-        f"GPUs at {MFU:.0%} of their {precision} peak, a forward in no less than {LAUNCHES * 1e3:g} ms (assumptions)"
+        f"GPUs at {MFU:.0%} of their {precision_name(recipe)} peak, "
+        f"a lane in no less than {LAUNCHES * 1e3:g} ms (assumptions)"
     ]
     if on_disk:
         rules.append(f"cores and workers at {CORE_RATE} images/s each: DeiT's pipeline on ImageNet (an estimate)")

@@ -11,7 +11,8 @@ OF_CLASSIFY = (
     *(("augment", name) for name in Augment.model_fields if name not in ("flip", "repeats")),
     *(("mix", name) for name in Mix.model_fields),
     ("loss",), ("model", "class_token_std"), ("model", "drop_path"), ("model", "new_head"), ("model", "train"),
-    ("data", "resident"), ("data", "pipeline"), ("evaluate", "crop"), ("expect", "top1"),
+    ("data", "resident"), ("data", "pipeline"), ("batch", "lanes_per_forward"), ("precision", "compile"),
+    ("model", "drop_path_mode"), ("evaluate", "crop"), ("expect", "top1"),
 )  # fmt: skip
 OF_DETECT = (("detect",), ("model", "unfreeze_from"), ("evaluate", "pictures"), ("expect", "map07"))
 VOC = ("voc", "voc2007")

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from deit_tract.cost import GIB, GPUS, LAUNCHES, MFU, speed
+from deit_tract.cost import GIB, GPUS, LAUNCHES, MFU, precision_name, speed
 from deit_tract.data.stream import lanes_of
 from deit_tract.errors import UserError
 from deit_tract.plan import CORE_RATE, ON_DISK, Lines, Plan
@@ -238,7 +238,7 @@ def _assumptions(scale: Scale) -> Lines:
     recipe, links = scale.plan.recipe, scale.links
     rules = [
         "nothing of this was measured on such machines",
-        f"GPUs at {MFU:.0%} of their {recipe.precision.autocast or 'float32'} peak, a lane in no less than "
+        f"GPUs at {MFU:.0%} of their {precision_name(recipe)} peak, a lane in no less than "
         f"{LAUNCHES * 1e3:g} ms; optimizer and TrAct's solve are left out",
     ]
     if links:

@@ -39,7 +39,7 @@ def variants(recipe) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
         return make
 
     made = {"ours": lambda model: optim.build(recipe.optim, model), "timm, loop": timms(False)}
-    return made | ({"timm, foreach": timms(None)} if mode(None) else {})
+    return made | ({"timm, foreach": timms(True)} if mode(True) else {})
 
 
 def mode(foreach: bool | None) -> dict[str, bool | None]:
