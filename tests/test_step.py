@@ -10,7 +10,7 @@ import torch
 from conftest import losses, run, sets, short, train
 from safetensors.torch import load_file
 
-from deit_tract import cost, folder, log, loop, models, pace, zero
+from deit_tract import cost, folder, log, models, pace, tasks, zero
 from deit_tract import recipe as recipes
 from deit_tract.data.stream import derive
 from deit_tract.errors import UserError
@@ -34,7 +34,7 @@ DRAWS = ("model.drop_path=0.3", "mix.prob=1", "mix.cutmix=1.0")
 def test_gradients_of_lanes_in_one_forward_are_those_one_by_one(mode, several):
     """Every lane keeps its mixup, drop path and Gram matrix; to 1e-6 of each gradient."""
     recipe = recipes.load("quickstart", [*DRAWS, f"model.drop_path_mode={mode}"])
-    task = loop.Classify(recipe)
+    task = tasks.build(recipe)
     task.bare.train()
     generator = torch.Generator().manual_seed(0)
     batches = [
