@@ -22,7 +22,7 @@ from deit_tract import log  # noqa: E402
 STEPS = 40
 OVERRIDES = short(STEPS, "save.every_steps=6", "evaluate.every_steps=7", "ema.decay=0.9")
 MOMENTS = ("anywhere", "saving", "evaluating")
-VOLATILE = ("images_per_s", "data_wait")
+VOLATILE = ("images_per_s", "data_wait", "mfu", "memory_gib")  # of the machine, not of the run
 
 
 def start(folder: Path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import command, finish, kill, losses, run, sets, short, train
+from kill_rounds import VOLATILE
 from loss_trace import STORED, trace
 from PIL import Image
 from safetensors.torch import load_file
@@ -268,10 +269,9 @@ def test_kill_9_in_the_middle_of_an_epoch_and_the_same_command_again(tmp_path):
     assert "from step" in out
     for name in ("model", "ema"):
         assert same(weights(tmp_path / "whole", 60, name), weights(tmp_path / "killed", 60, name))
-    volatile = ("images_per_s", "data_wait", "mfu", "memory_gib")
     again = log.read_metrics(tmp_path / "killed")
-    assert [{k: v for k, v in r.items() if k not in volatile} for r in again] == [
-        {k: v for k, v in r.items() if k not in volatile} for r in whole
+    assert [{k: v for k, v in r.items() if k not in VOLATILE} for r in again] == [
+        {k: v for k, v in r.items() if k not in VOLATILE} for r in whole
     ]
 
 
