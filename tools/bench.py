@@ -7,7 +7,6 @@ Prints a Markdown table; --json also writes every sample. On a CPU: process time
 
 import argparse
 import copy
-import importlib
 import json
 import os
 import platform
@@ -244,17 +243,28 @@ def bench_tract(arguments: argparse.Namespace, device: torch.device) -> dict:
     return results
 
 
-def beside(module: str) -> Callable[[argparse.Namespace, torch.device], dict]:
-    """The `run` of a file beside this one, which imports from this one."""
-    return lambda arguments, device: importlib.import_module(f"tools.{module}").run(arguments, device)
+# In files of their own, which import from this one
 
 
-BENCHES = {
-    "tract": bench_tract,
-    "data": beside("bench_data"),
-    "optimizer": beside("bench_optimizer"),
-    "step": beside("bench_step"),
-}
+def bench_data(arguments: argparse.Namespace, device: torch.device) -> dict:
+    from tools import bench_data
+
+    return bench_data.run(arguments, device)
+
+
+def bench_optimizer(arguments: argparse.Namespace, device: torch.device) -> dict:
+    from tools import bench_optimizer
+
+    return bench_optimizer.run(arguments, device)
+
+
+def bench_step(arguments: argparse.Namespace, device: torch.device) -> dict:
+    from tools import bench_step
+
+    return bench_step.run(arguments, device)
+
+
+BENCHES = {"tract": bench_tract, "data": bench_data, "optimizer": bench_optimizer, "step": bench_step}
 
 
 def rounds_of(arguments: argparse.Namespace, usual: int) -> int:
