@@ -281,6 +281,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     arguments = parser.parse_args()
+    if arguments.rounds is not None and arguments.rounds < 2:
+        parser.error("--rounds: a spread needs two or more")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = torch.device(arguments.device)
