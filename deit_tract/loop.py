@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from deit_tract import checkpoint, engine, models, optim, start, tasks
 from deit_tract.data.feed import lane_batches
 from deit_tract.data.resident import Resident
-from deit_tract.data.stream import Replaced, Stream, Views, checked, lanes_of, loader
+from deit_tract.data.stream import Replaced, Stream, Views, checked, lanes_of, loader, worker_died
 from deit_tract.errors import UserError
 from deit_tract.evaluate import evaluate
 from deit_tract.folder import Lock, open_folder
@@ -55,10 +55,10 @@ def _watched(run: "Run", stop: Stop) -> dict:
         try:
             run.train(stop)
         except RuntimeError as error:  # what a failed exchange between processes raises, among others
-            missing = stop.missing(run.step + 1)
-            if missing is None:
+            known = worker_died(error) or stop.missing(run.step + 1)
+            if known is None:
                 raise
-            raise missing from error
+            raise known from error
     except BaseException as error:
         with suppress(UserError):  # a full disk: the first error is the one to show
             run.log.close(run.step, run.clock, f"stopped: {str(error) or type(error).__name__}")

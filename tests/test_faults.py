@@ -122,7 +122,7 @@ def test_a_loader_process_that_dies_ends_the_run_in_one_line(tmp_path):
     process = started(tmp_path, short(2000, "data.workers=2"), 2)
     psutil.Process(process.pid).children()[0].kill()
     code, _, err = finish(process)
-    assert code == 2 and "error: data.workers: a loader process died" in err and "Traceback" not in err
+    assert code == 2 and "error: data.workers: a loader process died" in err and "Traceback" not in err, err
 
 
 @pytest.mark.slow

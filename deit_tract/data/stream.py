@@ -194,6 +194,14 @@ def _collate(samples: list, collate: Callable) -> list[torch.Tensor] | UserError
     return [*batch, notes] if notes else batch
 
 
+def worker_died(error: RuntimeError) -> UserError | None:
+    """What to say if a loader's process has died; torch raises it wherever the main thread is at that moment."""
+    if "DataLoader worker" not in str(error):
+        return None
+    what = f"a loader process died ({str(error).splitlines()[0]})"
+    return UserError("data.workers", what, "it may have run out of memory: use fewer")
+
+
 def checked(batches, replaced: "Replaced | None" = None) -> Iterator[list[torch.Tensor]]:
     """The loader's batches, or its UserError raised in the process that asked; replaced images are counted."""
     batches = iter(batches)
@@ -203,10 +211,10 @@ def checked(batches, replaced: "Replaced | None" = None) -> Iterator[list[torch.
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            died = worker_died(error)
+            if died is None:
                 raise
-            what = f"a loader process died ({str(error).splitlines()[0]})"
-            raise UserError("data.workers", what, "it may have run out of memory: use fewer") from None
+            raise died from None
         if isinstance(batch, UserError):
             raise batch
         if isinstance(batch[-1], Notes):
