@@ -54,6 +54,13 @@ def script(function: Callable[[], None]) -> None:
         function()
     except UserError as error:
         sys.exit(_report(error))
+    except RuntimeError as error:  # torch tells of a dead loader process wherever the main thread is, more than once
+        from deit_tract.data.stream import worker_died
+
+        died = worker_died(error)
+        if died is None:
+            raise
+        sys.exit(_report(died))
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from the last checkpoint")
 

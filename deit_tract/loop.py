@@ -60,7 +60,7 @@ def _watched(run: "Run", stop: Stop) -> dict:
                 raise
             raise known from error
     except BaseException as error:
-        with suppress(UserError):  # a full disk: the first error is the one to show
+        with suppress(UserError, RuntimeError):  # a full disk, a loader: the first error is the one to show
             run.log.close(run.step, run.clock, f"stopped: {str(error) or type(error).__name__}")
         raise
     finally:
