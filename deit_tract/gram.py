@@ -5,7 +5,9 @@ float32 or float64 whatever the input's dtype, and nothing waits for the device.
 """
 
 import contextlib
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -181,23 +183,47 @@ def precisely(product, x: Tensor, rule: Rule) -> Tensor:
 # ---- solving -------------------------------------------------------------------------------------------------------
 
 
-def solve(matrix: Tensor, rows: Tensor | int, lam: float, right: Tensor) -> Tensor:
-    """(matrix / rows + lam I)^-1 right; NaN where the matrix is not positive definite or not finite.
+class Factor(NamedTuple):
+    """The Cholesky factor [groups, n, n] of a regularised matrix; `info` [groups] is 0 where there is one."""
+
+    lower: Tensor
+    info: Tensor
+
+
+def factorise(matrix: Tensor, rows: Tensor | int, lam: float) -> Factor:
+    """Of matrix / rows + lam I.
 
     Factored in float64, solved in the matrix's dtype: where a float32 matrix is good enough, so are such triangular
     solves (the error stays, a third of the time goes), while a float32 factorisation would add to the error.
     """
     wide = matrix.to(widest_dtype(matrix.device)).div_(rows)
     wide.diagonal(dim1=-2, dim2=-1).add_(lam)
-    factor, info = torch.linalg.cholesky_ex(wide)  # unlike torch.linalg.cholesky, does not wait for the device
-    solved = torch.cholesky_solve(right.to(matrix.dtype), factor.to(matrix.dtype))
-    return solved.masked_fill(info.view(-1, 1, 1) != 0, math.nan)
+    lower, info = torch.linalg.cholesky_ex(wide)  # unlike torch.linalg.cholesky, does not wait for the device
+    return Factor(lower.to(matrix.dtype), info)
 
 
-def right_solve(grad: Tensor, gram: Tensor, rows: Tensor | int, lam: float) -> Tensor:
-    """A raw weight gradient g^T A times (gram / rows + lam I)^-1, group by group."""
-    raw = grad.reshape(len(gram), -1, gram.shape[-1])
-    return solve(gram, rows, lam, raw.mT).mT.reshape(grad.shape).to(grad.dtype)
+def solve(factor: Factor, right: Tensor) -> Tensor:
+    """The factored matrix's inverse times `right`; NaN where the matrix was not positive definite or not finite."""
+    solved = torch.cholesky_solve(right.to(factor.lower.dtype), factor.lower)
+    return solved.masked_fill(factor.info.view(-1, 1, 1) != 0, math.nan)
+
+
+def right_solve(grad: Tensor, factor: Factor) -> Tensor:
+    """A raw weight gradient g^T A times the factored matrix's inverse, group by group."""
+    raw = grad.reshape(len(factor.lower), -1, factor.lower.shape[-1])
+    return solve(factor, raw.mT).mT.reshape(grad.shape).to(grad.dtype)
+
+
+def gram_factor(x: Tensor, rule: Rule) -> Factor:
+    """Of A^T A / b + lam I."""
+    gram = precisely(lambda dtype: gram_matrix(x, rule, dtype), x, rule)
+    return factorise(gram, max(1, rule.rows), rule.lam)
+
+
+def outer_factor(x: Tensor, rule: Rule) -> Factor:
+    """Of A A^T / b + lam I."""
+    outer = precisely(lambda dtype: outer_matrix(patch_rows(x, rule, dtype)), x, rule)
+    return factorise(outer, max(1, rule.rows), rule.lam)
 
 
 def outer_matrix(rows: Tensor) -> Tensor:
@@ -219,3 +245,43 @@ def output_rows(grad: Tensor, rule: Rule) -> Tensor:
 def without_autocast(device: torch.device):
     """Autocast off for our own arithmetic; the meta device has none."""
     return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+# ---- ahead of the backward pass --------------------------------------------------------------------------------------
+
+
+def can_run_ahead(x: Tensor) -> bool:
+    """Whether work on x may go to a stream of its own: on a CUDA GPU, not in a graph that is compiled or captured."""
+    return (
+        x.is_cuda
+        and type(x) is Tensor  # not a tensor without memory, whose device may not exist
+        and not torch.compiler.is_compiling()
+        and not torch.cuda.is_current_stream_capturing()  # a graph of the forward pass alone could not wait for it
+    )
+
+
+@functools.cache
+def _side_stream(device: torch.device):
+    return torch.get_device_module(device).Stream(device)
+
+
+class Ahead:
+    """A factor, which needs the layer's input alone, begun in the forward pass beside the layers that follow.
+
+    Nothing of the forward pass waits for it; the backward pass does, and finds it done unless the device was full.
+    """
+
+    def begin(self, make: Callable[[Tensor, Rule], Factor], x: Tensor, rule: Rule) -> None:
+        self._streams, side = torch.get_device_module(x.device), _side_stream(x.device)
+        side.wait_stream(self._streams.current_stream(x.device))  # until then x may not be written
+        with self._streams.stream(side), without_autocast(x.device):
+            self._factor = make(x, rule)
+        x.record_stream(side)  # x's memory, once freed, must not be used anew before the side stream has read it
+        self._done = side.record_event()
+
+    def factor(self) -> Factor:
+        stream = self._streams.current_stream(self._factor.lower.device)
+        stream.wait_event(self._done)
+        for tensor in self._factor:  # made with the side stream's memory, which must not be used anew meanwhile
+            tensor.record_stream(stream)
+        return self._factor

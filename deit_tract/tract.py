@@ -22,10 +22,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from deit_tract.gram import (
+    Ahead,
     Rule,
     Window,
+    can_run_ahead,
+    factorise,
+    gram_factor,
     gram_matrix,
-    outer_matrix,
+    outer_factor,
     output_rows,
     patch_rows,
     precisely,
@@ -42,21 +46,23 @@ class _WeightSide(torch.autograd.Function):
     """The weight itself; its gradient is multiplied from the right. For b >= n."""
 
     @staticmethod
-    def forward(weight, x, rule):
+    def forward(weight, x, rule, ahead):
+        if ahead is not None:
+            ahead.begin(gram_factor, x, rule)
         return weight.view_as(weight)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[1])
-        ctx.rule = inputs[2]
+        _, x, ctx.rule, ctx.ahead = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (x,), rule = ctx.saved_tensors, ctx.rule
+        (x,) = ctx.saved_tensors
         with without_autocast(x.device):
-            gram = precisely(lambda dtype: gram_matrix(x, rule, dtype), x, rule)
-            return right_solve(grad, gram, max(1, rule.rows), rule.lam), None, None
+            factor = gram_factor(x, ctx.rule) if ctx.ahead is None else ctx.ahead.factor()
+            return right_solve(grad, factor), None, None, None
 
 
 class _OutputSide(torch.autograd.Function):
@@ -66,12 +72,14 @@ class _OutputSide(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(z, weight, x, rule):
+    def forward(z, weight, x, rule, ahead):
+        if ahead is not None:
+            ahead.begin(outer_factor, x, rule)
         return z.view_as(z)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, weight, x, ctx.rule = inputs
+        _, weight, x, ctx.rule, ctx.ahead = inputs
         ctx.save_for_backward(x)
         ctx.weight_shape, ctx.weight_dtype = weight.shape, weight.dtype
 
@@ -80,10 +88,10 @@ class _OutputSide(torch.autograd.Function):
     def backward(ctx, grad):
         (x,), rule = ctx.saved_tensors, ctx.rule
         with without_autocast(x.device):
-            outer = precisely(lambda dtype: outer_matrix(patch_rows(x, rule, dtype)), x, rule)
-            solved = solve(outer, max(1, rule.rows), rule.lam, output_rows(grad, rule)).to(outer.dtype)
-            update = solved.mT @ patch_rows(x, rule, outer.dtype)
-            return grad, update.reshape(ctx.weight_shape).to(ctx.weight_dtype), None, None
+            factor = outer_factor(x, rule) if ctx.ahead is None else ctx.ahead.factor()
+            solved = solve(factor, output_rows(grad, rule))
+            update = solved.mT @ patch_rows(x, rule, solved.dtype)
+            return grad, update.reshape(ctx.weight_shape).to(ctx.weight_dtype), None, None, None
 
 
 class _SumSide(torch.autograd.Function):
@@ -120,6 +128,7 @@ class _TrActLayer:
     lam = 0.1
     gram = "lane"
     lanes = 1
+    ahead = True  # with gram="lane", where the device can: A^T A and its factor beside the forward pass
     gram_dtype: torch.dtype | None = None
     max_bytes: int | None = None
 
@@ -137,9 +146,10 @@ class _TrActLayer:
         if self.gram == "batch":
             self._drop_stale_sums()
             return self._plain(x, _SumSide.apply(self.weight, self.gram_sum, self.row_sum, seen, rule))
+        ahead = Ahead() if self.ahead and can_run_ahead(seen) else None
         if rule.rows >= rule.columns:
-            return self._plain(x, _WeightSide.apply(self.weight, seen, rule))
-        return _OutputSide.apply(self._plain(x, self.weight.detach()), self.weight, seen, rule)
+            return self._plain(x, _WeightSide.apply(self.weight, seen, rule, ahead))
+        return _OutputSide.apply(self._plain(x, self.weight.detach()), self.weight, seen, rule, ahead)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, lam={self.lam:g}" + (", gram=batch" if self.gram == "batch" else "")
@@ -285,7 +295,7 @@ def remove(module: nn.Module) -> nn.Module:
     """Makes a TrAct layer, or every one in a model, a plain torch layer again; returns the same object."""
     for _, layer in find(module):
         layer.__class__ = _PLAIN[type(layer)]
-        for name in ("lam", "gram", "lanes", "gram_dtype", "max_bytes", "gram_sum", "row_sum"):
+        for name in ("lam", "gram", "lanes", "ahead", "gram_dtype", "max_bytes", "gram_sum", "row_sum"):
             vars(layer).pop(name, None)
     return module
 
@@ -381,7 +391,7 @@ def finish_step(model: nn.Module, group: dist.ProcessGroup | None = None) -> Non
             if len(gram) > 1:
                 raise RuntimeError(f"finish_step: {name} is a sharded grouped convolution; use gram='lane'")
             grad = grad.to_local()
-        grad.copy_(right_solve(grad, gram, rows.clamp(min=1), layer.lam))
+        grad.copy_(right_solve(grad, factorise(gram, rows.clamp(min=1), layer.lam)))
 
 
 def reset(model: nn.Module) -> None:

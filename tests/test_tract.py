@@ -344,7 +344,7 @@ def test_zero_input_and_empty_batch(name):
 
 
 def test_a_matrix_that_is_not_positive_definite_gives_nan():
-    solved = gram.solve(torch.tensor([[[-3.0]], [[2.0]]]), 1, 0.1, torch.ones(2, 1, 1))
+    solved = gram.solve(gram.factorise(torch.tensor([[[-3.0]], [[2.0]]]), 1, 0.1), torch.ones(2, 1, 1))
     assert solved[0].isnan().all() and solved[1].isfinite().all()
 
 
@@ -354,7 +354,8 @@ def test_cholesky_reads_the_lower_half_alone():
     matrix = matrix @ matrix.mT
     right = torch.randn(2, 400, 3)
     spoilt = matrix.tril() + torch.full((400, 400), math.nan).triu(1)
-    assert torch.equal(gram.solve(matrix.clone(), 400, 0.1, right), gram.solve(spoilt, 400, 0.1, right))
+    whole, lower = (gram.factorise(each, 400, 0.1) for each in (matrix.clone(), spoilt))
+    assert torch.equal(gram.solve(whole, right), gram.solve(lower, right))
 
 
 # ---- the paper -------------------------------------------------------------------------------------------------------
