@@ -33,18 +33,20 @@ def test_our_lamb_launches_less_than_timms():
             assert theirs.launches > ours.launches and theirs.operations > ours.operations
 
 
-@pytest.mark.parametrize("kind", ["D", "T", "ours"])
+@pytest.mark.parametrize("kind", ["D", "T", "ours", "ours, 4 lanes"])
 def test_the_steps_compared_are_steps(kind, tmp_path, monkeypatch):
     from tools import bench_step
 
-    overrides = ["data.name=synthetic", "data.image_size=32", "batch.size=8", "batch.lanes=1", "augment.repeats=1"]
+    lanes = 4 if kind == "ours, 4 lanes" else 1
+    overrides = ["data.name=synthetic", "data.image_size=32", "batch.size=8", f"batch.lanes={lanes}"]
+    overrides.append("augment.repeats=1")
     recipe = recipes.load("vit_s_800ep_tract", [*overrides, "model.args.depth=1", "precision.autocast=bf16"])
     seen, real = [], torch.nn.functional.binary_cross_entropy_with_logits
     monkeypatch.setattr(
         torch.nn.functional, "binary_cross_entropy_with_logits", lambda *args: seen.append(real(*args)) or seen[-1]
     )
-    if kind == "ours":
-        step = bench_step.ours(recipe, tmp_path)
+    if kind.startswith("ours"):
+        step = bench_step.ours(recipe, tmp_path, lanes)
     else:
         if kind == "D":
             pytest.importorskip("torch_tract")
@@ -53,3 +55,28 @@ def test_the_steps_compared_are_steps(kind, tmp_path, monkeypatch):
     for _ in range(12):
         step(images, labels)
     assert seen[-1] < 0.9 * seen[0], "the same images again and again are learnt"
+
+
+def test_training_from_files_is_compared_on_the_same_views(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    from tools import bench_files
+    from tools.bench_data import Files
+
+    paths = [tmp_path / f"{number}.jpg" for number in range(12)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (20 * number, 0, 0)).save(path)
+    images = Files(paths)
+    images.labels = np.arange(12, dtype=np.int32)
+    recipe = recipes.load("vit_s_800ep_tract", ["data.name=synthetic", "batch.size=6", "batch.lanes=1"])
+    starts = bench_files.batches(recipe, images, 0, torch.device("cpu"))
+    first = {name: [next(batches) for _ in range(3)] for name, batches in ((n, s()) for n, s in starts.items())}
+    for ours, theirs in zip(first["ours"], first["D"], strict=True):
+        assert torch.equal(ours[1], theirs[1]) and ours[0].shape == theirs[0].shape == (6, 3, 224, 224)
+        assert ours[0].dtype == theirs[0].dtype == torch.float32
+    assert torch.equal(first["ours, ready images"][2][0], first["ours, ready images"][0][0])
+
+    steps = []
+    bench_files.seconds(starts["D"], lambda *batch: steps.append(batch), 2, 3, torch.device("cpu"))
+    assert len(steps) == 5

@@ -1,6 +1,6 @@
 """Speed and memory as ratios against baselines, measured side by side in one run.
 
-    python tools/bench.py tract|data|optimizer|step|all [--rounds N] [--only WORD ...] [--json FILE]
+    python tools/bench.py tract|data|optimizer|step|files|all [--rounds N] [--only WORD ...] [--json FILE]
 
 Prints a Markdown table; --json also writes every sample. On a CPU: process time with one thread. On a GPU: CUDA events.
 """
@@ -264,7 +264,15 @@ def bench_step(arguments: argparse.Namespace, device: torch.device) -> dict:
     return bench_step.run(arguments, device)
 
 
-BENCHES = {"tract": bench_tract, "data": bench_data, "optimizer": bench_optimizer, "step": bench_step}
+def bench_files(arguments: argparse.Namespace, device: torch.device) -> dict:
+    from tools import bench_files
+
+    return bench_files.run(arguments, device)
+
+
+BENCHES = {
+    "tract": bench_tract, "data": bench_data, "optimizer": bench_optimizer, "step": bench_step, "files": bench_files,
+}  # fmt: skip
 
 
 def rounds_of(arguments: argparse.Namespace, usual: int) -> int:
@@ -276,7 +284,7 @@ def main() -> None:
     parser.add_argument("bench", choices=[*BENCHES, "all"])
     parser.add_argument("--rounds", type=int, help="times every variant is measured (default: 11, whole steps 7)")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="cases whose name contains one of these")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="data: JPEGs to read (default: 200 made ones)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="data, files: JPEGs (default: 200 made ones)")
     parser.add_argument("--compile", action="store_true", help="whole steps compiled, too, as always on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")

@@ -1,4 +1,5 @@
-"""`bench.py step`: a whole training step against how DeiT's and timm's scripts take it, and drop path on a subset.
+"""`bench.py step`: a whole training step against how DeiT's and timm's scripts take it, lanes that share a forward pass
+or do not, and drop path on a subset.
 
 D: as DeiT's engine.py: explicit attention, LAMB one parameter after the other, the loss read and the device waited for.
 T: as timm's train.py: fused attention, LAMB on lists. Tc: T compiled. U: TrAct by the published package, torch_tract.
@@ -32,8 +33,9 @@ STEPS = {  # recipe, pixels, images
         "ViT-B@192, b256": ("vit_b_800ep_tract", 192, 256),
     },
 }
+LANES = {"cpu": ("ViT-S@224, 4 lanes of 2", 2), "cuda": ("ViT-S@224, 4 lanes of 64", 64)}  # images a lane
 SUBSET = "3 ViT-B blocks@192, drop path 0.2"
-COLUMNS = ["case", "variant", "ms", "time / ours", "images/s", "MFU"]
+COLUMNS = ["case", "variant", "ms", "time / first", "images/s", "MFU"]
 
 
 class InFloat32(nn.Module):
@@ -85,15 +87,21 @@ def theirs(recipe, device: torch.device, like_deit: bool, upstream: bool, compil
     return step
 
 
-def ours(recipe, folder: Path) -> Callable:
-    """What the training loop calls for a lane and a step."""
-    task = Classify(recipe)
+def ours(recipe, folder: Path, several: int = 1, ahead: bool = True) -> Callable:
+    """What the training loop calls for the lanes of a step, `several` of them in a forward pass."""
+    task, lanes = Classify(recipe), recipe.batch.lanes
     mine = engine.prepare(engine.launch(recipe, folder), recipe, task.bare)
     task.bare.train()
+    for layer in task.tract_layers:
+        layer.ahead = ahead
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
-        with mine.lane(True):
-            mine.backward(task.loss(mine.model, [images, labels], 0)["loss"])
+        parts = list(zip(images.chunk(lanes), labels.chunk(lanes), strict=True))
+        for first in range(0, lanes, several):
+            here = slice(first, first + several)
+            with mine.lane(first + several == lanes):
+                loss = task.together(mine.model, parts[here], list(range(lanes))[here])["loss"]
+                mine.backward(loss * several / lanes)
         mine.step(recipe.optim.lr)
 
     return step
@@ -122,6 +130,8 @@ def whole_step(case: str, rounds: int, device: torch.device, compiled: bool) -> 
             "T + U": theirs(recipe, device, False, True),
             "T, no TrAct": theirs(recipe, device, False, False),
         }
+        if device.type == "cuda":
+            steps["ours, Gram matrix in the backward pass"] = ours(recipe, Path(folder), ahead=False)
         if compiled:
             steps["ours, compiled"] = ours(quick, Path(folder))
             steps["Tc, no TrAct"] = theirs(recipe, device, False, False, compiled=True)
@@ -143,6 +153,22 @@ def whole_step(case: str, rounds: int, device: torch.device, compiled: bool) -> 
     rows.append(
         [case, "matrix product", f"{result['matrix product']['ms'][1]:,.1f}", "", f"{peak / 1e12:.3g} TFLOP/s", ""]
     )
+    return result, rows
+
+
+def shared_lanes(rounds: int, device: torch.device) -> tuple[dict, list[list[str]]]:
+    """A step of four lanes, in one forward pass and one after the other."""
+    case, size = LANES[device.type]
+    shape = [f"batch.size={4 * size}", "batch.lanes=4", "augment.repeats=1"]
+    recipe = recipes.load("vit_s_800ep_tract", ["data.name=synthetic", "precision.autocast=bf16", *shape])
+    images = torch.randn(4 * size, 3, 224, 224, device=device)
+    labels = torch.randint(1000, (4 * size,), device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {"in one forward": ours(recipe, Path(folder), 4), "one by one": ours(recipe, Path(folder))}
+        runs = {label: (lambda step=step: step(images, labels)) for label, step in steps.items()}
+        result = compare(interleaved(runs, rounds, device), "in one forward")
+    rows = [[case, label, f"{result[label]['ms'][1]:,.0f}", ratio_text(result[label]["ratio"]),
+             f"{4e3 * size / result[label]['ms'][1]:,.3g}", ""] for label in runs]  # fmt: skip
     return result, rows
 
 
@@ -170,13 +196,16 @@ def subset(rounds: int, device: torch.device) -> tuple[dict, list[list[str]]]:
 
 
 def run(arguments: argparse.Namespace, device: torch.device) -> dict:
-    """Whole steps and drop path."""
+    """Whole steps, lanes and drop path."""
     wanted = lambda case: not arguments.only or any(word in case for word in arguments.only)  # noqa: E731
     results, rows, rounds = {}, [], rounds_of(arguments, 7)
     for case in STEPS[device.type]:
         if wanted(case):
             results[case], more = whole_step(case, rounds, device, arguments.compile or device.type == "cuda")
             rows += more
+    if wanted(LANES[device.type][0]):
+        results[LANES[device.type][0]], more = shared_lanes(rounds, device)
+        rows += more
     if wanted(SUBSET):
         results[SUBSET], more = subset(rounds, device)
         rows += more
