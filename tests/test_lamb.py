@@ -127,19 +127,19 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)
-def test_no_step_reads_from_the_device(way):
+def test_on_a_cpu_decayed_tensors_go_one_by_one(way):
     vit = model()
     optimizer = Lamb(groups(vit), **SETTINGS)
     give_gradients(vit, 0, 1.0)
     with Operations() as operations:
         optimizer.step()
-    assert not {"_local_scalar_dense", "item", "nonzero", "is_nonzero"} & set(operations.names)
-    decayed = len(optimizer.param_groups[1]["params"])  # one by one on a CPU, the others in one call
+    decayed = len(optimizer.param_groups[1]["params"])  # the others in one call
     assert operations.names.count("_fused_adamw_") == (0 if way == "foreach" else 1 + decayed)
 
 
-def test_on_a_gpu_operations_do_not_grow_with_the_number_of_tensors():
-    """On tensors that pose as a GPU's, which a machine without one can have."""
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+def test_on_a_gpu_no_step_waits_and_operations_do_not_grow_with_the_number_of_tensors(way):
+    """On tensors that pose as a GPU's, which a machine without one can have, and which cannot be read."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     counts = []
@@ -153,8 +153,9 @@ def test_on_a_gpu_operations_do_not_grow_with_the_number_of_tensors():
             optimizer.step()  # makes the state
             with Operations() as operations:
                 optimizer.step()
+        assert not {"_local_scalar_dense", "item", "nonzero", "is_nonzero"} & set(operations.names)
         counts.append(len([name for name in operations.names if name not in ("default", "device")]))
-    assert counts[0] == counts[1] < 30
+    assert counts[0] == counts[1] < 40
 
 
 def test_a_closure_is_called_and_a_model_without_gradients_stays():
