@@ -165,3 +165,33 @@ def test_seeding_covers_the_three_generators():
         seed_generators(2**62 + 5)
         draws.append((random.random(), float(np.random.rand()), torch.rand(1).item()))
     assert draws[0] == draws[1]
+
+
+LOST = [
+    RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+    RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+    ConnectionResetError(104, "Connection reset by peer"),
+    ConnectionRefusedError(111, "Connection refused"),
+    EOFError(),
+]
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
+def test_a_dead_loader_process_is_a_mistake_in_one_line(error):
+    """torch notices at its queue, or while it takes over a tensor whose maker is gone."""
+
+    def batches():
+        raise error
+        yield
+
+    with pytest.raises(UserError, match=r"^data.workers: a loader process died \(.*[^ ]\); it may have run out"):
+        next(checked(batches()))
+
+
+def test_other_errors_of_a_loader_stay_what_they_are():
+    def batches():
+        raise RuntimeError("something else")
+        yield
+
+    with pytest.raises(RuntimeError, match="something else"):
+        next(checked(batches()))

@@ -194,11 +194,14 @@ def _collate(samples: list, collate: Callable) -> list[torch.Tensor] | UserError
     return [*batch, notes] if notes else batch
 
 
-def worker_died(error: RuntimeError) -> UserError | None:
+LOST = (ConnectionError, EOFError)  # what taking a tensor from a process raises that is gone
+
+
+def worker_died(error: Exception) -> UserError | None:
     """What to say if a loader's process has died; torch raises it wherever the main thread is at that moment."""
-    if "DataLoader worker" not in str(error):
+    if "DataLoader worker" not in str(error) and not isinstance(error, LOST):
         return None
-    what = f"a loader process died ({str(error).splitlines()[0]})"
+    what = f"a loader process died ({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
     return UserError("data.workers", what, "it may have run out of memory: use fewer")
 
 
@@ -210,7 +213,7 @@ def checked(batches, replaced: "Replaced | None" = None) -> Iterator[list[torch.
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, *LOST) as error:
             died = worker_died(error)
             if died is None:
                 raise
