@@ -32,6 +32,7 @@ KNOWN |= {"voc2007": (*voc.COUNTS.values(), 20)}
 ON_DISK = ("imagenet", "folder", *official.FACTS, "voc", "voc2007")
 PROCESSES = (1, 2, 4, 8)
 CORE_RATE = 184  # images/s: DeiT's pipeline in PIL, 224 px crops of ImageNet's JPEGs, one Zen 4 core
+FAST = {"colours": 2.3, "RandAugment": 1.45}  # `fast` for a GPU, times that (docs/benchmarks.md, made images)
 
 
 @dataclass(frozen=True)
@@ -269,15 +270,26 @@ def _memory(plan: Plan) -> Lines:
     return lines + [("", f"{name:<12}{_bytes(size):>11}  {rules.get(name, '')}") for name, size in parts]
 
 
+def core_rate(recipe: Recipe) -> float:
+    """Images/s that one core prepares, each view from its own file: as where no two lanes share a process."""
+    if recipe.data.pipeline == "exact":
+        return CORE_RATE
+    return CORE_RATE * FAST["RandAugment" if recipe.augment.rand_augment else "colours"]
+
+
+def pipeline_name(recipe: Recipe) -> str:
+    return "DeiT's pipeline" if recipe.data.pipeline == "exact" else "data.pipeline fast"
+
+
 def _hours(plan: Plan) -> Lines:
     """A line a GPU: hours on so many of them, images/s that one takes, and the cores that prepare those."""
     recipe, counts, needed = plan.recipe, list(plan.shares), sum(plan.memory.values())
-    on_disk = recipe.data.name in ON_DISK and not recipe.data.resident
+    on_disk, core = recipe.data.name in ON_DISK and not recipe.data.resident, core_rate(recipe)
 
     def row(name: str, rate: float, looking: float) -> tuple[str, str]:
         times = [hours(plan, rate, n, looking) for n in counts]
         cells = "".join(f"{'unknown' if time is None else f'{time:.3g}':>9}" for time in times)
-        return f"  {name}", f"{cells}{rate:>12,.0f}" + f"{math.ceil(rate / CORE_RATE):>8,}" * on_disk
+        return f"  {name}", f"{cells}{rate:>12,.0f}" + f"{math.ceil(rate / core):>8,}" * on_disk
 
     heads = [f"{n} GPU{'s' * (n > 1)}" for n in counts]
     lines = [("hours", "".join(f"{head:>9}" for head in heads) + f"{'images/s':>12}" + f"{'cores':>8}" * on_disk)]
@@ -288,13 +300,14 @@ def _hours(plan: Plan) -> Lines:
         else:
             lines.append(row(name, rate, plan.cost.forward / plan.cost.training))
     if on_disk:
-        lines.append(row(f"{recipe.data.workers} workers", CORE_RATE * max(recipe.data.workers, 1), 1.0))
+        lines.append(row(f"{recipe.data.workers} workers", core * max(recipe.data.workers, 1), 1.0))
     rules = [
         f"GPUs at {MFU:.0%} of their {precision_name(recipe)} peak, "
         f"a lane in no less than {LAUNCHES * 1e3:g} ms (assumptions)"
     ]
     if on_disk:
-        rules.append(f"cores and workers at {CORE_RATE} images/s each: DeiT's pipeline on ImageNet (an estimate)")
+        name = pipeline_name(recipe)
+        rules.append(f"cores and workers at {core:.0f} images/s each: {name} on ImageNet (an estimate)")
         rules.append("the slower of GPU and workers sets the pace; images/s and cores are for one GPU")
     return lines + [("", rule) for rule in rules]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from deit_tract.cost import GIB, GPUS, LAUNCHES, MFU, precision_name, speed
 from deit_tract.data.stream import lanes_of
 from deit_tract.errors import UserError
-from deit_tract.plan import CORE_RATE, ON_DISK, Lines, Plan
+from deit_tract.plan import ON_DISK, Lines, Plan, core_rate, pipeline_name
 
 NODE = 8  # GPUs a node
 MOST = 2**16
@@ -199,7 +199,7 @@ def _reading(scale: Scale) -> Lines:
     lines = [("a node", head if known else head[:45])]
     for name, rate in rates(scale).items():
         per_node = images_per_second(scale, rate) * scale.per_node / scale.gpus
-        cells = f"{per_node:>9,.0f}{math.ceil(per_node / CORE_RATE):>18,}{per_node:>18,.0f}"
+        cells = f"{per_node:>9,.0f}{math.ceil(per_node / core_rate(recipe)):>18,}{per_node:>18,.0f}"
         if known:
             read = per_node * IMAGE_BYTES
             cells += f"{read / 1e6:>18,.0f}{images_per_second(scale, rate) * IMAGE_BYTES / 1e9:>18.2f}"
@@ -230,7 +230,7 @@ def _hours(scale: Scale) -> Lines:
     lines += [row(name, rate, looking) for name, rate in rates(scale).items()]
     if plan.recipe.data.name in ON_DISK:
         workers = plan.recipe.data.workers
-        lines.append(row(f"{workers} workers", CORE_RATE * max(workers, 1), 1.0))
+        lines.append(row(f"{workers} workers", core_rate(plan.recipe) * max(workers, 1), 1.0))
     return lines
 
 
@@ -251,7 +251,8 @@ def _assumptions(scale: Scale) -> Lines:
         ]
     if recipe.data.name in ON_DISK:
         size = f" of {IMAGE_BYTES / 1e3:g} kB" if recipe.data.name == "imagenet" else ""
-        rules.append(f"{CORE_RATE} images/s a core; every view reads its file{size} anew, from no cache")
+        core = f"{core_rate(recipe):.0f} images/s a core ({pipeline_name(recipe)})"
+        rules.append(f"{core}; every view reads its file{size} anew, from no cache")
     if scale.plan.saves is not None:
         rules.append("hours: over the first link, checkpoints at 1 GB/s; the slower of GPUs and workers sets the pace")
     return [("assumed" if i == 0 else "", rule) for i, rule in enumerate(rules)]

@@ -65,7 +65,6 @@ class Batch(Section):
     exact: bool = Field(
         False, description="sum the lanes' gradients in their order: the same bits on any number of processes; slow"
     )
-
     lanes_per_forward: Count | Literal["auto"] = Field(
         "auto", description="lanes that share a forward pass, up to rounding the same; auto: on a GPU as fill it"
     )

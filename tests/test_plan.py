@@ -250,3 +250,16 @@ def test_the_command(capsys, monkeypatch, tmp_path):
     assert "152,458 parameters" in out and "2,000 steps" in out and "4 processes  1 lane each" in out
     code, out, lines = call(capsys, monkeypatch, *arguments, "--set", "data.classes=7", "--set", "model.name=nonsense")
     assert (code, out, len(lines)) == (2, "", 2) and all(line.startswith("error: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline", "rate"),
+    [("vit_s_800ep", "exact", 184), ("vit_s_800ep", "fast", 423), ("vit_s_ft224", "fast", 267)],
+)
+def test_cores_are_counted_for_the_pipeline(tmp_path, name, pipeline, rate):
+    recipe = recipes.load(name, [f"data.pipeline={pipeline}", "data.workers=10"])
+    assert round(plan.core_rate(recipe)) == rate
+    shown = plan.show(plan.make(recipe, tmp_path / "run"))
+    assert f"cores and workers at {rate} images/s each" in shown
+    [row] = [line.split() for line in shown.splitlines() if "10 workers" in line]
+    assert row[-2:] == [f"{10 * plan.core_rate(recipe):,.0f}", "10"]

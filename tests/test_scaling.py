@@ -89,6 +89,11 @@ def test_the_pages_sentences_hold_its_tables():
     looking = scale.plan.cost.forward / scale.plan.cost.training
     gpus = sum(scaling.hours(scale, scaling.rates(scale)[GPU], link, disk, looking).values())
     assert f"8 H100 need {workers:.3g} h in place of {gpus:.3g} h" in PAGE
+    fast = plan.core_rate(planned("vit_s_800ep_tract", "data.pipeline=fast").recipe)
+    one = scaling.rates(scaled("vit_s_800ep_tract", 1))[GPU]
+    assert f"{math.ceil(one / plan.CORE_RATE)} cores prepare them" in PAGE
+    more = f"{fast / plan.CORE_RATE:.1f} times as many images, so that one H100 asks for {math.ceil(one / fast)} cores"
+    assert more in PAGE
     speeds = {}
     for lanes in (16, 32, 64):
         more = scaled("vit_s_800ep_tract", lanes, f"batch.lanes={lanes}")
