@@ -5,9 +5,7 @@ float32 or float64 whatever the input's dtype, and nothing waits for the device.
 """
 
 import contextlib
-import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -245,43 +243,3 @@ def output_rows(grad: Tensor, rule: Rule) -> Tensor:
 def without_autocast(device: torch.device):
     """Autocast off for our own arithmetic; the meta device has none."""
     return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-# ---- ahead of the backward pass --------------------------------------------------------------------------------------
-
-
-def can_run_ahead(x: Tensor) -> bool:
-    """Whether work on x may go to a stream of its own: on a CUDA GPU, not in a graph that is compiled or captured."""
-    return (
-        x.is_cuda
-        and type(x) is Tensor  # not a tensor without memory, whose device may not exist
-        and not torch.compiler.is_compiling()
-        and not torch.cuda.is_current_stream_capturing()  # a graph of the forward pass alone could not wait for it
-    )
-
-
-@functools.cache
-def _side_stream(device: torch.device):
-    return torch.get_device_module(device).Stream(device)
-
-
-class Ahead:
-    """A factor, which needs the layer's input alone, begun in the forward pass beside the layers that follow.
-
-    Nothing of the forward pass waits for it; the backward pass does, and finds it done unless the device was full.
-    """
-
-    def begin(self, make: Callable[[Tensor, Rule], Factor], x: Tensor, rule: Rule) -> None:
-        self._streams, side = torch.get_device_module(x.device), _side_stream(x.device)
-        side.wait_stream(self._streams.current_stream(x.device))  # until then x may not be written
-        with self._streams.stream(side), without_autocast(x.device):
-            self._factor = make(x, rule)
-        x.record_stream(side)  # x's memory, once freed, must not be used anew before the side stream has read it
-        self._done = side.record_event()
-
-    def factor(self) -> Factor:
-        stream = self._streams.current_stream(self._factor.lower.device)
-        stream.wait_event(self._done)
-        for tensor in self._factor:  # made with the side stream's memory, which must not be used anew meanwhile
-            tensor.record_stream(stream)
-        return self._factor

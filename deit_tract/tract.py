@@ -19,105 +19,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from deit_tract.gram import (
-    Ahead,
-    Rule,
-    Window,
-    can_run_ahead,
-    factorise,
-    gram_factor,
-    gram_matrix,
-    outer_factor,
-    output_rows,
-    patch_rows,
-    precisely,
-    right_solve,
-    solve,
-    widest_dtype,
-    without_autocast,
-)
+from deit_tract.gram import Rule, Window, factorise, right_solve, widest_dtype
+from deit_tract.weight_gradient import Ahead, OutputSide, SumSide, WeightSide, can_run_ahead
 
 CPU_BYTES, DEVICE_BYTES = 8 << 20, 256 << 20  # patches copied at once: what a cache holds, what fills a GPU
-
-
-class _WeightSide(torch.autograd.Function):
-    """The weight itself; its gradient is multiplied from the right. For b >= n."""
-
-    @staticmethod
-    def forward(weight, x, rule, ahead):
-        if ahead is not None:
-            ahead.begin(gram_factor, x, rule)
-        return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, x, ctx.rule, ctx.ahead = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        with without_autocast(x.device):
-            factor = gram_factor(x, ctx.rule) if ctx.ahead is None else ctx.ahead.factor()
-            return right_solve(grad, factor), None, None, None
-
-
-class _OutputSide(torch.autograd.Function):
-    """The output itself, made with a detached weight; the weight gets g^T (A A^T / b + lam I)^-1 A. For b < n.
-
-    Multiplying g^T A from the right instead would keep the rounding of A outside its row space, 1 / lam times enlarged.
-    """
-
-    @staticmethod
-    def forward(z, weight, x, rule, ahead):
-        if ahead is not None:
-            ahead.begin(outer_factor, x, rule)
-        return z.view_as(z)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, weight, x, ctx.rule, ctx.ahead = inputs
-        ctx.save_for_backward(x)
-        ctx.weight_shape, ctx.weight_dtype = weight.shape, weight.dtype
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (x,), rule = ctx.saved_tensors, ctx.rule
-        with without_autocast(x.device):
-            factor = outer_factor(x, rule) if ctx.ahead is None else ctx.ahead.factor()
-            solved = solve(factor, output_rows(grad, rule))
-            update = solved.mT @ patch_rows(x, rule, solved.dtype)
-            return grad, update.reshape(ctx.weight_shape).to(ctx.weight_dtype), None, None, None
-
-
-class _SumSide(torch.autograd.Function):
-    """The weight itself with its raw gradient; A^T A and b go out as the gradients of two hidden leaves.
-
-    So autograd sums them over backward passes as it sums the weight's gradient: once each under activation
-    checkpointing, not at all for a forward without a backward, and inside compiled graphs.
-    """
-
-    @staticmethod
-    def forward(weight, gram_sum, row_sum, x, rule):
-        return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *_, x, ctx.rule = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (x,), rule = ctx.saved_tensors, ctx.rule
-        with without_autocast(x.device):
-            gram = precisely(lambda dtype: gram_matrix(x, rule, dtype), x, rule).to(widest_dtype(x.device))
-            return grad, gram, torch.full((), rule.rows, dtype=gram.dtype, device=x.device), None, None
-
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
 
@@ -145,11 +51,11 @@ class _TrActLayer:
         seen, rule = self._rule(x.detach())
         if self.gram == "batch":
             self._drop_stale_sums()
-            return self._plain(x, _SumSide.apply(self.weight, self.gram_sum, self.row_sum, seen, rule))
+            return self._plain(x, SumSide.apply(self.weight, self.gram_sum, self.row_sum, seen, rule))
         ahead = Ahead() if self.ahead and can_run_ahead(seen) else None
         if rule.rows >= rule.columns:
-            return self._plain(x, _WeightSide.apply(self.weight, seen, rule, ahead))
-        return _OutputSide.apply(self._plain(x, self.weight.detach()), self.weight, seen, rule, ahead)
+            return self._plain(x, WeightSide.apply(self.weight, seen, rule, ahead))
+        return OutputSide.apply(self._plain(x, self.weight.detach()), self.weight, seen, rule, ahead)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, lam={self.lam:g}" + (", gram=batch" if self.gram == "batch" else "")

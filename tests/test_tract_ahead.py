@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from deit_tract import gram, tract
+from deit_tract import gram, tract, weight_gradient
 from deit_tract.tract import TrAct
 
 
@@ -56,7 +56,7 @@ def streams(monkeypatch):
 
     monkeypatch.setattr(tract, "can_run_ahead", lambda x: True)
     monkeypatch.setattr(gram, "factorise", made)
-    monkeypatch.setattr(gram, "_side_stream", streams.Stream)
+    monkeypatch.setattr(weight_gradient, "_side_stream", streams.Stream)
     monkeypatch.setattr(torch, "get_device_module", lambda device: streams)
     recorded = lambda tensor, stream: streams.log.append(f"{stream.name} keeps {tuple(tensor.shape)}")  # noqa: E731
     monkeypatch.setattr(torch.Tensor, "record_stream", recorded)
@@ -108,7 +108,7 @@ def test_nothing_is_begun_in_vain(streams, why):
 
 
 def test_a_cpu_waits_for_the_backward_pass():
-    assert not gram.can_run_ahead(torch.randn(4, 6))
+    assert not weight_gradient.can_run_ahead(torch.randn(4, 6))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
