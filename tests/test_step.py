@@ -10,7 +10,7 @@ import torch
 from conftest import losses, run, sets, short, train
 from safetensors.torch import load_file
 
-from deit_tract import cost, folder, log, models, pace, tasks, zero
+from deit_tract import cost, folder, gram, log, loop, models, optim, pace, tasks, zero
 from deit_tract import recipe as recipes
 from deit_tract.data.stream import derive
 from deit_tract.errors import UserError
@@ -266,3 +266,42 @@ def test_a_profile_of_three_steps_lies_in_the_runs_folder(tmp_path):
     assert any("scaled_dot_product" in event.get("name", "") for event in events)
     train(tmp_path / "b", *short(2, "log.profile=2"))
     assert (tmp_path / "b" / "profile_step_2.json.gz").exists(), "a run that ends within the three"
+
+
+# ---- waiting ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drop_path_mode", ["mask", "subset"])
+def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
+    """On tensors that pose as a GPU's and have no numbers: to look at one raises.
+
+    Torch's own backward pass and timm's average are left out, which take a GPU; what TrAct adds to the one is called.
+    """
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    monkeypatch.setattr("deit_tract.tasks.classify.seed_generators", lambda seed, device: None)
+    settings = ["model.args.depth=2", "model.drop_path=0.2", f"model.drop_path_mode={drop_path_mode}", "batch.size=8"]
+    shape = ["data.name=synthetic", "data.image_size=32", "batch.lanes=2", "augment.repeats=1"]
+    recipe = recipes.load("vit_s_800ep_tract", [*settings, *shape])
+    task = tasks.build(recipe)
+    task.bare.train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in task.bare.modules():
+            for name, p in list(module.named_parameters(recurse=False)):
+                setattr(module, name, torch.nn.Parameter(torch.empty(p.shape, device="cuda")))
+        optimizer = optim.build(recipe.optim, task.bare)
+        batches = [[torch.empty(4, 3, 32, 32, device="cuda"), torch.empty(4, dtype=torch.long, device="cuda")]] * 2
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = task.together(task.bare, batches, [1, 2])["loss"]
+        with pytest.raises(DataDependentOutputException):
+            loss.item()
+        for p in task.bare.parameters():
+            p.grad = torch.empty_like(p)
+        [layer] = task.tract_layers
+        rule = layer._rule(batches[0][0])[1]
+        layer.weight.grad = gram.right_solve(layer.weight.grad, gram.gram_factor(batches[0][0], rule))
+        norm = optim.clip(recipe.optim, task.bare)
+        optimizer.step()
+        meter = loop.Meter(SimpleNamespace(device=torch.device("cuda"), scaler=None, is_main_process=True), 0, None)
+        meter.add(1, loss.detach(), norm)
+    assert all(p.is_cuda for p in task.bare.parameters())
