@@ -11,9 +11,11 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_IMAGES = ROOT.parent / "shared" / "data"
@@ -53,6 +55,22 @@ def train(folder: Path, *overrides: str, recipe: str = "quickstart", data_dir: s
 
     loop.train(recipes.load(recipe, overrides, data_dir), folder)
     return log.read_metrics(folder)
+
+
+def train_until(step: int, monkeypatch, folder: Path, *overrides: str) -> None:
+    """Train in this process and interrupt the run before its optimizer step `step`, counted from 0."""
+    from deit_tract import loop
+
+    whole = loop.Run.optimizer_step
+
+    def stopping(self, now, batches):
+        if now == step:
+            raise KeyboardInterrupt
+        return whole(self, now, batches)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Run, "optimizer_step", stopping)
+        train(folder, *overrides)
 
 
 def losses(records: list[dict]) -> list[float]:
@@ -113,6 +131,18 @@ def kill(process: subprocess.Popen) -> None:
     for one in [*psutil.Process(process.pid).children(recursive=True), process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.send_signal(signal.SIGKILL)
+
+
+def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """An image of (width, height)."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    """uint8 (c, h, w)"""
+    array = torch.from_numpy(np.array(image))
+    return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
 
 
 def sets(overrides) -> list[str]:

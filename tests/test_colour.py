@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from conftest import as_tensor, noise
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import ToTensor, v2
 
@@ -13,17 +14,6 @@ from deit_tract.data.readers import Folders
 
 pil = v2.functional  # on PIL images it calls PIL
 SIZES = [(1, 1), (1, 9), (6, 1), (2, 3), (4, 5), (37, 53), (64, 64)]  # width, height
-
-
-def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def tensor(image: Image.Image) -> torch.Tensor:
-    """uint8 (c, h, w)"""
-    array = torch.from_numpy(np.array(image))
-    return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
 
 
 FACTORS = [0.0, 0.3, 0.7, 0.999, 1.0, 1.0001, 1.3, 2.5]
@@ -57,16 +47,16 @@ def test_an_operation_is_pils_on_any_size(name, mode):
     numbers = RADII if name == "blur" else np.float32(FACTORS).tolist()
     for size in SIZES:
         images = [noise(size, mode, seed) for seed in range(len(numbers))]
-        found = ours(name, torch.stack([tensor(image) for image in images]), numbers)
+        found = ours(name, torch.stack([as_tensor(image) for image in images]), numbers)
         for image, number, result in zip(images, numbers, found, strict=True):
-            assert torch.equal(result, tensor(theirs(name, image, number))), (size, number)
+            assert torch.equal(result, as_tensor(theirs(name, image, number))), (size, number)
 
 
 def test_any_radius_of_blur_is_pils():
     images = [noise((7, 5), seed=seed) for seed in range(400)]
     radii = np.random.default_rng(0).uniform(0.1, 2.0, 400).tolist()
-    found = ours("blur", torch.stack([tensor(image) for image in images]), radii)
-    expected = torch.stack([tensor(theirs("blur", *pair)) for pair in zip(images, radii, strict=True)])
+    found = ours("blur", torch.stack([as_tensor(image) for image in images]), radii)
+    expected = torch.stack([as_tensor(theirs("blur", *pair)) for pair in zip(images, radii, strict=True)])
     assert torch.equal(found, expected)
 
 
@@ -74,9 +64,9 @@ def test_black_white_and_edges_blur_as_pils():
     white, half = Image.new("RGB", (9, 9), "white"), Image.new("RGB", (9, 9))
     half.paste("white", (4, 0, 9, 9))
     for image in (white, half, Image.new("RGB", (9, 9))):
-        batch = tensor(image).expand(len(RADII), -1, -1, -1)
+        batch = as_tensor(image).expand(len(RADII), -1, -1, -1)
         for result, radius in zip(ours("blur", batch, RADII), RADII, strict=True):
-            assert torch.equal(result, tensor(theirs("blur", image, radius)))
+            assert torch.equal(result, as_tensor(theirs("blur", image, radius)))
 
 
 def test_normalisation_is_torchvisions():
@@ -94,4 +84,4 @@ def test_operations_are_pils_on_photos(real_images):
         for name in OPERATIONS:
             number = generator.uniform(0.1, 2.0)
             number = number if name == "blur" else torch.tensor(number).item()  # a factor is drawn in float32
-            assert torch.equal(ours(name, tensor(image)[None], [number])[0], tensor(theirs(name, image, number)))
+            assert torch.equal(ours(name, as_tensor(image)[None], [number])[0], as_tensor(theirs(name, image, number)))

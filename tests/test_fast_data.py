@@ -5,8 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import losses, short, train
-from PIL import Image
+from conftest import as_tensor, losses, noise, short, train
 from torchvision.transforms import v2
 
 from deit_tract import recipe as recipes
@@ -18,17 +17,6 @@ from deit_tract.errors import UserError
 
 pil = v2.functional  # on PIL images it calls PIL
 PLAIN = ["augment.three_augment=false", "augment.color_jitter=0", "data.mean=[0,0,0]", "data.std=[1,1,1]"]
-
-
-def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def tensor(image: Image.Image) -> torch.Tensor:
-    """uint8 (c, h, w)"""
-    array = torch.from_numpy(np.array(image))
-    return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +36,8 @@ def test_a_resize_differs_by_two_levels_at_most_in_less_than_a_hundredth_of_the_
         width, height = (generator.randint(side // 5, side) for side in image.size)
         image = image.crop((0, 0, width, height))
         tall += height - 224 > max(0, 2 * (width - 224))
-        expected = tensor(pil.resize(image, [224, 224], interpolation)).int()
-        difference = (fast.resize(tensor(image), [224, 224], interpolation) - expected).abs()
+        expected = as_tensor(pil.resize(image, [224, 224], interpolation)).int()
+        difference = (fast.resize(as_tensor(image), [224, 224], interpolation) - expected).abs()
         assert difference.max() <= 2, (index, width, height)
         shares.append((difference > 0).float().mean().item())
     assert tall > 5, "crops that PIL 13 shrinks in height first are among them"
@@ -59,8 +47,8 @@ def test_a_resize_differs_by_two_levels_at_most_in_less_than_a_hundredth_of_the_
 def test_a_resize_of_the_shorter_side_has_torchvisions_size():
     for size in [(300, 200), (200, 301), (224, 500), (224, 224), (97, 31)]:
         image = noise(size)
-        found = fast.resize(tensor(image), [224], v2.InterpolationMode.BICUBIC)
-        expected = tensor(pil.resize(image, [224], v2.InterpolationMode.BICUBIC))
+        found = fast.resize(as_tensor(image), [224], v2.InterpolationMode.BICUBIC)
+        expected = as_tensor(pil.resize(image, [224], v2.InterpolationMode.BICUBIC))
         assert found.shape == expected.shape
         assert (found.int() - expected.int()).abs().max() <= 2
 

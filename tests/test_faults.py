@@ -14,7 +14,7 @@ import time
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, command, environment, finish, kill, losses, run, sets, short, train, worlds
+from conftest import ROOT, command, environment, finish, kill, losses, run, sets, short, train, train_until, worlds
 from kill_rounds import workers
 from PIL import Image
 from safetensors.torch import load_file
@@ -298,17 +298,7 @@ def test_a_tracker_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path, 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     overrides = short(8, "save.every_steps=3", "log.trackers=[tensorboard]")
-    real = loop.Run.optimizer_step
-
-    def stopping(self, step, batches):
-        if step == 5:
-            raise KeyboardInterrupt
-        return real(self, step, batches)
-
-    monkeypatch.setattr(loop.Run, "optimizer_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, *overrides)
-    monkeypatch.undo()
+    train_until(5, monkeypatch, tmp_path, *overrides)
     expected = losses(train(tmp_path, *overrides))
     folder = next(tmp_path.rglob("events.out.tfevents.*")).parent
     events = EventAccumulator(str(folder))

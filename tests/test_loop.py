@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import command, finish, kill, losses, run, sets, short, train
+from conftest import command, finish, kill, losses, run, sets, short, train, train_until
 from kill_rounds import VOLATILE
 from loss_trace import STORED, trace
 from PIL import Image
@@ -278,18 +278,8 @@ def test_kill_9_in_the_middle_of_an_epoch_and_the_same_command_again(tmp_path):
 def test_resuming_between_log_lines_keeps_their_mean(tmp_path, monkeypatch):
     overrides = short(8, "log.every_steps=8", "save.every_steps=5")
     whole = losses(train(tmp_path / "a", *overrides))
-    stop = loop.Run.optimizer_step
-
-    def stopping(self, step, batches):
-        if step == 6:
-            raise KeyboardInterrupt
-        return stop(self, step, batches)
-
-    monkeypatch.setattr(loop.Run, "optimizer_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "b", *overrides)
+    train_until(6, monkeypatch, tmp_path / "b", *overrides)
     assert "KeyboardInterrupt" in json.loads((tmp_path / "b" / "summary.json").read_text())["exit"]
-    monkeypatch.undo()
     assert losses(train(tmp_path / "b", *overrides)) == whole
 
 
