@@ -80,3 +80,17 @@ def test_training_from_files_is_compared_on_the_same_views(tmp_path):
     steps = []
     bench_files.seconds(starts["D"], lambda *batch: steps.append(batch), 2, 3, torch.device("cpu"))
     assert len(steps) == 5
+
+
+def test_what_is_left_to_a_gpu_is_a_whole_batch(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from tools import bench_data
+
+    paths = [tmp_path / f"{number}.jpg" for number in range(4)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (20 * number, 0, 0)).save(path)
+    made, finish = [], bench_data.fast.FastTransform.finish
+    monkeypatch.setattr(bench_data.fast.FastTransform, "finish", lambda *given: made.append(finish(*given)) or made[-1])
+    found = bench_data.on_device(recipes.load("vit_s_800ep"), paths, 2, torch.device("cpu"), batch=10)
+    assert {tuple(images.shape) for images in made} == {(10, 3, 224, 224)} and len(found["samples_ms"]) == 2

@@ -131,6 +131,7 @@ def whole_step(case: str, rounds: int, device: torch.device, compiled: bool) -> 
             "T, no TrAct": theirs(recipe, device, False, False),
         }
         if device.type == "cuda":
+            steps["D, no TrAct"] = theirs(recipe, device, True, False)
             steps["ours, Gram matrix in the backward pass"] = ours(recipe, Path(folder), ahead=False)
         if compiled:
             steps["ours, compiled"] = ours(quick, Path(folder))
