@@ -54,7 +54,11 @@ def test_jpegs_decode_to_pils_pixels(tmp_path):
 
 def odd_files() -> dict[str, bytes]:
     grey, photo = smooth((40, 30), "L"), smooth((40, 30))
+    tall = bytearray(encoded(smooth((8, 8)), subsampling=2))
+    frame = tall.index(b"\xff\xc0")
+    tall[frame + 11] = 0x14  # luma's sampling, 1 x 4 in place of 2 x 2: as many blocks
     return {
+        "4_4_1.jpg": bytes(tall),
         "cmyk.JPEG": encoded(photo.convert("CMYK")),
         "gif.gif": encoded(photo, format="GIF"),
         "grey.jpg": encoded(grey),

@@ -46,7 +46,7 @@ def decode_jpeg(source: str | io.BytesIO) -> np.ndarray | None:
         if colours != "YCbCr" or height * width > (Image.MAX_IMAGE_PIXELS or 0):
             return None
         return simplejpeg.decode_jpeg(data, strict=True)  # a warning of the decoder is an error
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):  # KeyError: a subsampling that simplejpeg has no name for, as 4:4:1
         return None
 
 
