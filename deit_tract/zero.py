@@ -4,18 +4,22 @@ import copy
 import os
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from types import MethodType
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
+from packaging.version import Version
 from torch import Tensor, nn
 
 from deit_tract import optim, tract
 from deit_tract.errors import UserError
 from deit_tract.models import autocast
 from deit_tract.schema import Recipe
+
+OLDEST = Version("0.19")  # of DeepSpeed: 0.18 has wrong gradients at stage 2, or none, from one patch to the next
 
 
 def stage() -> int | None:
@@ -80,6 +84,7 @@ def plugin(recipe: Recipe, stage: int) -> DeepSpeedPlugin:
     if recipe.model.tract_gram == "batch" and stage > 0:
         what = f"the batch's Gram matrix needs the whole gradient, which ZeRO stage {stage} cuts up"
         raise UserError("model.tract_gram", what, "use lane, or --zero_stage 0")
+    _check_version()
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # the stage has been read; what else it names is written below
     clip = recipe.optim.clip_grad if stage > 0 else None  # at stage 0 we clip, as without DeepSpeed
     config = {
@@ -104,6 +109,15 @@ def plugin(recipe: Recipe, stage: int) -> DeepSpeedPlugin:
     if not torch.accelerator.is_available():
         _no_compiler()
     return _Plugin(hf_ds_config=config, zero_stage=stage, zero3_init_flag=False, gradient_clipping=clip or 0.0)
+
+
+def _check_version() -> None:
+    try:
+        version = metadata.version("deepspeed")
+    except metadata.PackageNotFoundError:
+        raise UserError("launch", "DeepSpeed is not installed", "pip install -r requirements.txt") from None
+    if Version(version) < OLDEST:
+        raise UserError("launch", f"DeepSpeed {version} has wrong gradients at stage 2", f"install {OLDEST} or later")
 
 
 def _no_compiler() -> None:

@@ -104,6 +104,13 @@ def test_launchers_choices_that_are_not_ours_are_refused(monkeypatch, variables,
         zero.stage()
 
 
+@pytest.mark.parametrize("version", ["0.18.2", "0.17"])
+def test_a_deepspeed_with_wrong_gradients_is_refused(monkeypatch, version):
+    monkeypatch.setattr(zero.metadata, "version", lambda name: version)
+    with pytest.raises(UserError, match=f"DeepSpeed {version} has wrong gradients at stage 2; install 0.19 or later"):
+        zero.plugin(recipes.load("quickstart", ("optim.name=adamw",)), 2)
+
+
 def test_uneven_shares_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="4 lanes do not divide over 3 processes, as DeepSpeed needs; start 1, 2 or 4"):
