@@ -18,6 +18,7 @@ from torchvision.models import get_weight
 # cifar_models registers its models with timm
 from deit_tract import cifar_models, detector, detector_weights, tract  # noqa: F401
 from deit_tract.data.stream import derive, seed_generators
+from deit_tract.device import send
 from deit_tract.errors import UserError
 from deit_tract.schema import Model, Recipe
 
@@ -156,7 +157,7 @@ def draw_drop_path(layers: list[DropPath], batch: int, seed: int | Sequence[int]
         values = [lane.argsort(1)[:, :count].sort(1).values + i * batch for i, lane in enumerate(draws)]
     else:
         values = [(lane < keep) / keep for lane in draws]
-    for layer, value in zip(layers, torch.cat(values, dim=1).to(device, non_blocking=True), strict=True):
+    for layer, value in zip(layers, send(torch.cat(values, dim=1), device), strict=True):
         setattr(layer, "kept" if layer.subset else "scale", value)
 
 

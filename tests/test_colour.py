@@ -85,3 +85,14 @@ def test_operations_are_pils_on_photos(real_images):
             number = generator.uniform(0.1, 2.0)
             number = number if name == "blur" else torch.tensor(number).item()  # a factor is drawn in float32
             assert torch.equal(ours(name, as_tensor(image)[None], [number])[0], as_tensor(theirs(name, image, number)))
+
+
+def test_a_batch_of_greys_may_be_jittered_in_any_order():
+    """Greys share one channel's numbers, but not its memory."""
+    images = torch.stack([as_tensor(noise((9, 8), seed=seed)) for seed in range(2)])
+    draws = torch.tensor([colour.PLAIN] * 2, dtype=torch.float32)
+    draws[:, colour.KIND], draws[:, colour.ORDER] = colour.GREY, torch.tensor([0.0, 3.0])
+    draws[:, colour.BRIGHTNESS], draws[:, colour.CONTRAST] = 1.25, 0.75
+    together = colour.apply(images.clone(), draws)
+    for image, draw, expected in zip(images, draws, together, strict=True):
+        assert torch.equal(colour.apply(image.unsqueeze(0).clone(), draw.unsqueeze(0))[0], expected)

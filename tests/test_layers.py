@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "deit_tract"
 
 LAYERS = [
-    {"errors", "gram", "lamb", "schema_base", "measures", "data.colour"},
-    {"schema_detect"},
+    {"device", "errors", "gram", "lamb", "schema_base", "measures"},
+    {"schema_detect", "data.colour"},
     {"schema"},
     {"recipe_source", "running_statistics", "cifar_models", "weight_gradient"},
     {"tract", "published", "recipe_task"},

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deit_tract.device import send
+
 NOTHING, GREY, SOLARIZE, BLUR = range(4)
 # The columns of the draws, float32, in which all of these numbers are exact
 KIND, CENTRE, NEAR, FAR, BRIGHTNESS, CONTRAST, SATURATION, ORDER = range(8)
@@ -48,7 +50,7 @@ def luma(images: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    return luma(images).to(torch.uint8).expand_as(images)
+    return luma(images).to(torch.uint8).repeat(1, images.shape[1], 1, 1)  # memory of its own: what follows writes to it
 
 
 def solarize(images: Tensor) -> Tensor:
@@ -131,10 +133,6 @@ def _plan(draws: np.ndarray) -> list[tuple]:
             plan.append((operation, (column,), (order[:, turn] == column) & (draws[:, column] != 1)))
     found = [(operation, columns, np.flatnonzero(rows)) for operation, columns, rows in plan]
     return [step for step in found if len(step[2])]
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 from deit_tract.data import augment, colour
 from deit_tract.data.decode import Decoded
+from deit_tract.device import send
 from deit_tract.schema import Recipe
 
 ON_TENSORS = (v2.Resize, v2.RandomResizedCrop, v2.RandomCrop, v2.RandomHorizontalFlip)
@@ -58,7 +59,7 @@ class FastTransform:
     def finish(self, images: Tensor, draws: Tensor) -> Tensor:
         """A batch of what `defer` left, uint8 (b, h, w, c) and draws (b, 8) on the host, as float32 (b, c, h, w)."""
         images = colour.apply(images.permute(0, 3, 1, 2).contiguous(), draws)
-        return colour.normalize(images, *(colour.send(constant, images.device) for constant in (self.mean, self.std)))
+        return colour.normalize(images, *(send(constant, images.device) for constant in (self.mean, self.std)))
 
 
 def _on_tensor(step: Callable, pixels: Tensor) -> Tensor:
