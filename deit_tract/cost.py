@@ -120,10 +120,10 @@ def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
         state = {
-            name: torch.empty(value.shape, dtype=value.dtype, requires_grad=value.requires_grad)
+            name: torch.empty(value.shape, dtype=value.dtype, device="cpu", requires_grad=value.requires_grad)
             for name, value in state.items()
         }
-        images = torch.empty(lane, data.channels, *image_shape(recipe))
+        images = torch.empty(lane, data.channels, *image_shape(recipe), device="cpu")
         drop_paths = [module for module in net.modules() if isinstance(module, models.DropPath)]
         models.draw_drop_path(drop_paths, lane, 0, images.device)
         counter = FlopCounterMode(display=False, custom_mapping={_FUSED_ATTENTION: _attention_flops})

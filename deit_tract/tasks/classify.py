@@ -76,7 +76,7 @@ def count_right(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Sums over a batch: samples, right at first, right among the best five, cross-entropy. logits: (b, classes)."""
     best = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    return {"count": labels.new_tensor(len(labels)), "top1": best[:, 0].sum(), "top5": best.sum(), "loss": loss}
+    return {"count": labels.new_full((), len(labels)), "top1": best[:, 0].sum(), "top5": best.sum(), "loss": loss}
 
 
 def summarize(sums: dict[str, float]) -> dict[str, float]:
