@@ -113,6 +113,8 @@ class Run:
     def train(self, stop: Stop) -> None:
         """Every step from where the run stands to its end, or to where the processes agree to stop."""
         self.log.say(self._headline() + self.beginning)
+        if self.recipe.log.profile and not self.step < self.recipe.log.profile <= self.total:
+            self.log.say(f"log.profile: step {self.recipe.log.profile} is not among those to come; no trace is written")
         skip = {step - 1 for step in self.recipe.faults.skip_steps}
         steps = [step for step in range(self.step, self.total) if step not in skip]
         batches = self.clock.waiting(self._batches(steps))

@@ -9,11 +9,14 @@ import timm
 import torch
 from conftest import losses, run, sets, short, train
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from deit_tract import cost, folder, gram, log, loop, models, optim, pace, tasks, zero
+from deit_tract import cost, engine, folder, gram, log, loop, models, optim, pace, tasks, zero
 from deit_tract import recipe as recipes
+from deit_tract.data import colour, fast
 from deit_tract.data.stream import derive
 from deit_tract.errors import UserError
+from deit_tract.running_statistics import RunningStatistics
 
 
 def weights(run_folder, step):
@@ -54,7 +57,7 @@ def test_gradients_of_lanes_in_one_forward_are_those_one_by_one(mode, several):
         gradients.append({name: p.grad.clone() for name, p in task.bare.named_parameters()})
     assert sums[0] == pytest.approx(sums[1], abs=1e-6)
     for name, expected in gradients[0].items():
-        assert (gradients[1][name] - expected).norm() <= 2e-6 * expected.norm(), name
+        assert (gradients[1][name] - expected).norm() <= 1e-6 * expected.norm(), name
 
 
 def test_a_run_with_lanes_together_ends_the_same_and_may_go_on_one_by_one(tmp_path):
@@ -258,7 +261,7 @@ def test_known_peaks_are_of_exactly_these_gpus(monkeypatch, name, autocast, peak
     assert cost.known_peak(torch.device("cpu"), autocast) is None
 
 
-def test_a_profile_of_three_steps_lies_in_the_runs_folder(tmp_path):
+def test_a_profile_of_three_steps_lies_in_the_runs_folder(tmp_path, capsys):
     train(tmp_path / "a", *short(6, "log.profile=2"))
     with gzip.open(tmp_path / "a" / "profile_step_2.json.gz", "rt") as file:
         events = json.load(file)["traceEvents"]
@@ -266,6 +269,8 @@ def test_a_profile_of_three_steps_lies_in_the_runs_folder(tmp_path):
     assert any("scaled_dot_product" in event.get("name", "") for event in events)
     train(tmp_path / "b", *short(2, "log.profile=2"))
     assert (tmp_path / "b" / "profile_step_2.json.gz").exists(), "a run that ends within the three"
+    train(tmp_path / "c", *short(2, "log.profile=3"))
+    assert "log.profile: step 3 is not among those to come; no trace is written" in capsys.readouterr().out
 
 
 # ---- waiting ---------------------------------------------------------------------------------------------------------
@@ -277,31 +282,47 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
 
     Torch's own backward pass and timm's average are left out, which take a GPU; what TrAct adds to the one is called.
     """
-    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+    device, mode = torch.device("cuda"), FakeTensorMode(allow_non_fake_inputs=True)
 
-    monkeypatch.setattr("deit_tract.tasks.classify.seed_generators", lambda seed, device: None)
-    settings = ["model.args.depth=2", "model.drop_path=0.2", f"model.drop_path_mode={drop_path_mode}", "batch.size=8"]
-    shape = ["data.name=synthetic", "data.image_size=32", "batch.lanes=2", "augment.repeats=1"]
-    recipe = recipes.load("vit_s_800ep_tract", [*settings, *shape])
-    task = tasks.build(recipe)
-    task.bare.train()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in task.bare.modules():
-            for name, p in list(module.named_parameters(recurse=False)):
-                setattr(module, name, torch.nn.Parameter(torch.empty(p.shape, device="cuda")))
-        optimizer = optim.build(recipe.optim, task.bare)
-        batches = [[torch.empty(4, 3, 32, 32, device="cuda"), torch.empty(4, dtype=torch.long, device="cuda")]] * 2
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = task.together(task.bare, batches, [1, 2])["loss"]
-        with pytest.raises(DataDependentOutputException):
-            loss.item()
+    def posed(tensor, device):
+        with mode:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+    def backward(loss):
         for p in task.bare.parameters():
             p.grad = torch.empty_like(p)
-        [layer] = task.tract_layers
-        rule = layer._rule(batches[0][0])[1]
-        layer.weight.grad = gram.right_solve(layer.weight.grad, gram.gram_factor(batches[0][0], rule))
-        norm = optim.clip(recipe.optim, task.bare)
-        optimizer.step()
-        meter = loop.Meter(SimpleNamespace(device=torch.device("cuda"), scaler=None, is_main_process=True), 0, None)
-        meter.add(1, loss.detach(), norm)
-    assert all(p.is_cuda for p in task.bare.parameters())
+        images = torch.empty(4, 3, 224, 224, device=device)
+        rule = layer._rule(images)[1]
+        layer.weight.grad = gram.right_solve(layer.weight.grad, gram.gram_factor(images, rule))
+
+    monkeypatch.setattr("deit_tract.tasks.classify.seed_generators", lambda seed, device: None)
+    for module in (models, colour, fast):
+        monkeypatch.setattr(module, "send", posed)
+    settings = ["model.args.depth=2", "model.drop_path=0.2", f"model.drop_path_mode={drop_path_mode}"]
+    recipe = recipes.load("vit_s_800ep_tract", ["data.name=synthetic", "batch.size=8", "batch.lanes=2", *settings])
+    task, transform = tasks.build(recipe), fast.FastTransform(recipe, defer=True)
+    task.bare.train()
+    [layer] = task.tract_layers
+    draws = torch.stack([fast.draw(transform.colours) for _ in range(4)])
+    accelerator = SimpleNamespace(
+        prepare=lambda *given: given, backward=backward, unscale_gradients=lambda optimizer: None, scaler=None,
+        num_processes=1, is_main_process=True, device=device,
+    )  # fmt: skip
+    with mode:
+        for module in task.bare.modules():
+            for name, p in list(module.named_parameters(recurse=False)):
+                setattr(module, name, torch.nn.Parameter(torch.empty(p.shape, device=device)))
+        pixels = [torch.empty(4, 224, 224, 3, dtype=torch.uint8, device=device) for _ in range(2)]
+        with pytest.raises(DataDependentOutputException):
+            pixels[0].sum().item()
+        labels = torch.empty(4, dtype=torch.long, device=device)
+        replicas = engine.Replicas(accelerator, recipe, task.bare, optim.build(recipe.optim, task.bare))
+    batches = [[transform.finish(images, draws), labels] for images in pixels]
+    run = SimpleNamespace(
+        recipe=recipe, task=task, engine=replicas, forwards=[range(2)], ema=None, lr=lambda step: 1e-3,
+        stream=SimpleNamespace(lane_seed=lambda step, lane: lane), statistics=RunningStatistics(task.bare, 2),
+    )  # fmt: skip
+    with mode, torch.autocast("cuda", torch.bfloat16):
+        loss, norm = loop.Run.optimizer_step(run, 0, iter(batches))
+        loop.Meter(accelerator, 0, None).add(1, loss, norm)
+    assert loss.is_cuda and norm.is_cuda
