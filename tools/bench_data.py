@@ -1,6 +1,6 @@
 """Work per training image, JPEG to batch: `python tools/bench.py data [--images DIR] [--rounds N] [--json FILE]`.
 
-    D      DeiT's pipeline: PIL, torchvision, normalised float32 images to the loader
+    D      DeiT's pipeline: PIL, torchvision, timm's crop, normalised float32 images to the loader
     T      timm's: create_transform, uint8 images to the loader (fast_collate), normalisation left to the GPU
     exact  ours, equal to D to the last bit
     fast   ours, what the CPU does for a GPU: uint8 images to the loader
@@ -22,8 +22,10 @@ from PIL import Image, ImageFilter
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment
 from timm.data.loader import fast_collate
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import Dataset, default_collate
-from torchvision.transforms import ToTensor, v2
+from torchvision import transforms
+from torchvision.transforms import v2
 
 from deit_tract import recipe as recipes
 from deit_tract.data import augment, decode, fast, feed
@@ -58,8 +60,8 @@ class Files(Images):
 def choose(folder: Path) -> list[Path]:
     """At most 200 JPEGs below a folder, evenly spread over their sorted names."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    if not files:
-        raise SystemExit(f"error: {folder}: holds no JPEGs")
+    if len(files) < LANES:
+        raise SystemExit(f"error: {folder}: holds {len(files)} JPEGs; {LANES} lanes need as many")
     return [files[len(files) * i // min(COUNT, len(files))] for i in range(min(COUNT, len(files)))]
 
 
@@ -86,16 +88,28 @@ def generate(folder: Path) -> list[Path]:
 
 
 def deit_transform(recipe: Recipe) -> Callable:
-    """DeiT's: with 3-Augment and colour jitter (its augment.py), or with RandAugment (its datasets.py)."""
-    size, bicubic = recipe.data.image_size, v2.InterpolationMode.BICUBIC
-    steps = [v2.RandomResizedCrop(size, (0.08, 1.0), interpolation=bicubic), v2.RandomHorizontalFlip()]
+    """DeiT's: with 3-Augment and colour jitter (its augment.py), or with RandAugment (its datasets.py).
+
+    Like those, of torchvision's first transforms and timm's crop.
+    """
+    steps = [RandomResizedCropAndInterpolation(recipe.data.image_size, (0.08, 1.0), interpolation="bicubic")]
+    return transforms.Compose([*steps, transforms.RandomHorizontalFlip(), *colours(recipe, transforms)])
+
+
+def drawn_as_ours(recipe: Recipe) -> Callable:
+    """DeiT's transform of torchvision's second ones, which draw what ours draw."""
+    crop = v2.RandomResizedCrop(recipe.data.image_size, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    return v2.Compose([crop, v2.RandomHorizontalFlip(), *colours(recipe, v2)])
+
+
+def colours(recipe: Recipe, version) -> list[Callable]:
+    """RandAugment, or 3-Augment and jitter, and what makes a tensor; version: of torchvision's transforms."""
     if recipe.augment.rand_augment:
-        steps.append(augment.rand_augment(recipe.augment.rand_augment, recipe.data))
+        steps = [augment.rand_augment(recipe.augment.rand_augment, recipe.data)]
     else:
-        blur = augment.GaussianBlur(0.1, 2.0)
-        steps.append(v2.RandomChoice([v2.RandomGrayscale(1.0), v2.RandomSolarize(128, 1.0), blur]))
-        steps.append(v2.ColorJitter(0.3, 0.3, 0.3))
-    return v2.Compose([*steps, ToTensor(), v2.Normalize(MEAN, STD)])
+        kinds = [version.RandomGrayscale(1.0), version.RandomSolarize(128, 1.0), augment.GaussianBlur(0.1, 2.0)]
+        steps = [version.RandomChoice(kinds), version.ColorJitter(0.3, 0.3, 0.3)]
+    return [*steps, transforms.ToTensor(), version.Normalize(MEAN, STD)]
 
 
 def timm_transform(recipe: Recipe) -> Callable:
@@ -165,7 +179,7 @@ def difference(recipe: Recipe, files: list[Path]) -> dict[str, float]:
     """Of one step from D's, drawn alike: values that differ in exact; in fast their share, in percent."""
     images = Files(files)
     stream = Stream(len(files), LANES, len(files) // LANES, recipe.augment.repeats)
-    expected = simple(images.files, deit_transform(recipe), default_collate, seeded=True)(keys(stream, 0))
+    expected = simple(images.files, drawn_as_ours(recipe), default_collate, seeded=True)(keys(stream, 0))
     found = {}
     for name, data, transform in (
         ("exact", images, augment.train_transform(recipe)),

@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
                 "apart_float64": apart(after, exact),
             }
             figures = result[label]
-            rows.append([case, label, f"{figures['ms'][1]:.0f}", ratio_text(figures["ratio"]),
+            rows.append([case, label, f"{figures['ms'][1]:.4g}", ratio_text(figures["ratio"]),
                          f"{count.operations:,}", f"{count.launches:,}", f"{figures['apart']:.0e}",
                          f"{figures['apart_float64']:.0e}"])  # fmt: skip
         results[case] = result
