@@ -240,6 +240,20 @@ def output_rows(grad: Tensor, rule: Rule) -> Tensor:
     return grad.flatten(2).mT
 
 
+def raw_gradient(grad: Tensor, x: Tensor, rule: Rule, shape: torch.Size) -> Tensor:
+    """g^T A, the plain weight gradient, in float32 where the layer itself computes in 16 bits."""
+    grad, x = grad.float(), x.float()
+    if rule.window is None:
+        return grad.reshape(rule.rows, -1).mT @ x.reshape(rule.rows, rule.columns)
+    window, zeros = rule.window, [0] * len(rule.window.kernel)
+    grad = grad if grad.dim() == x.dim() else grad.unsqueeze(0)
+    weight = grad.new_empty(1).expand(shape)  # of which the shape counts alone
+    return torch.ops.aten.convolution_backward(
+        grad, window.pad(x), weight, None, window.stride, zeros, window.dilation, False, zeros, rule.groups,
+        (False, True, False),
+    )[1]  # fmt: skip
+
+
 def without_autocast(device: torch.device):
     """Autocast off for our own arithmetic; the meta device has none."""
     return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit_tract.gram import Rule, Window, factorise, right_solve, widest_dtype
-from deit_tract.weight_gradient import Ahead, OutputSide, SumSide, WeightSide, can_run_ahead
+from deit_tract.weight_gradient import Ahead, OutputSide, RawSide, SumSide, WeightSide, can_run_ahead
 
 CPU_BYTES, DEVICE_BYTES = 8 << 20, 256 << 20  # patches copied at once: what a cache holds, what fills a GPU
 
@@ -49,13 +49,17 @@ class _TrActLayer:
 
     def _lane(self, x: Tensor) -> Tensor:
         seen, rule = self._rule(x.detach())
+        ahead = Ahead() if self.ahead and self.gram == "lane" and can_run_ahead(seen) else None
         if self.gram == "batch":
             self._drop_stale_sums()
-            return self._plain(x, SumSide.apply(self.weight, self.gram_sum, self.row_sum, seen, rule))
-        ahead = Ahead() if self.ahead and can_run_ahead(seen) else None
-        if rule.rows >= rule.columns:
-            return self._plain(x, WeightSide.apply(self.weight, seen, rule, ahead))
-        return OutputSide.apply(self._plain(x, self.weight.detach()), self.weight, seen, rule, ahead)
+            weight = SumSide.apply(self.weight, self.gram_sum, self.row_sum, seen, rule)
+        elif rule.rows >= rule.columns:
+            weight = WeightSide.apply(self.weight, seen, rule, ahead)
+        else:
+            return OutputSide.apply(self._plain(x, self.weight.detach()), self.weight, seen, rule, ahead)
+        if self.weight.dtype == torch.float32 and x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+            return RawSide.apply(self._plain(x, weight.detach()), weight, seen, rule)
+        return self._plain(x, weight)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, lam={self.lam:g}" + (", gram=batch" if self.gram == "batch" else "")

@@ -16,6 +16,7 @@ from deit_tract.gram import (
     output_rows,
     patch_rows,
     precisely,
+    raw_gradient,
     right_solve,
     solve,
     widest_dtype,
@@ -73,6 +74,31 @@ class OutputSide(torch.autograd.Function):
             solved = solve(factor, output_rows(grad, rule))
             update = solved.mT @ patch_rows(x, rule, solved.dtype)
             return grad, update.reshape(ctx.weight_shape).to(ctx.weight_dtype), None, None, None
+
+
+class RawSide(torch.autograd.Function):
+    """The output itself, made with a detached weight; the weight gets its plain gradient, in float32. For autocast.
+
+    Autocast would round it to 16 bits, and the inverse that follows enlarges the rounding where A has little in it: by
+    a factor of ten and more in relation to the update. A plain layer's gradient hardly feels it.
+    """
+
+    @staticmethod
+    def forward(z, weight, x, rule):
+        return z.view_as(z)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, weight, x, ctx.rule = inputs
+        ctx.save_for_backward(x)
+        ctx.weight_shape = weight.shape
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        with without_autocast(x.device):
+            return grad, raw_gradient(grad, x, ctx.rule, ctx.weight_shape), None, None
 
 
 class SumSide(torch.autograd.Function):
