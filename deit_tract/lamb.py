@@ -62,7 +62,7 @@ class Lamb(torch.optim.Optimizer):
             norm = torch.stack([_square(grad) for grad in grads]).sum().sqrt()
         else:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        return (norm / limit).clamp_(min=1.0)
+        return (norm.float() / limit).clamp_(min=1.0)  # float32 is what the kernel takes, whatever the gradients are
 
     def _room(self, params: list[Tensor]) -> Tensor:
         """Memory for one update, kept from step to step: to get it anew costs a CPU as much as to fill it."""

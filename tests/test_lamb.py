@@ -41,7 +41,7 @@ def give_gradients(vit: torch.nn.Module, step: int, scale: float) -> None:
     """The same ones for the same step; none for one parameter, zeros for another, another layout for a third."""
     generator = torch.Generator().manual_seed(step)
     for name, p in vit.named_parameters():
-        p.grad = torch.randn(p.shape, generator=generator) * scale
+        p.grad = (torch.randn(p.shape, generator=generator) * scale).to(p.dtype)
         if name == "blocks.1.mlp.fc1.weight":
             p.grad = p.grad.t().contiguous().t()
     vit.cls_token.grad = None
@@ -124,6 +124,14 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.names.append(function.overloadpacket.__name__)
         return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_floats_than_float32_are_clipped_too(dtype):
+    ours, expected = model().to(dtype), model()
+    trained(ours, Lamb(groups(ours), **SETTINGS), range(1), 1.0)
+    trained(expected, Lamb(groups(expected), **SETTINGS), range(1), 1.0)
+    assert apart(ours.float(), expected) < (1e-6 if dtype == torch.float64 else 2e-2)
 
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)
