@@ -81,9 +81,8 @@ def test_the_update_is_that_of_the_mean_over_lanes(tmp_path):
     for lane in range(4):
         views = Views(task.train_data, task.train_transform)
         images, labels = zip(*(views[view] for view in stream.views(0, lane)), strict=True)
-        total = (
-            total + task.loss(task.bare, [torch.stack(images), torch.tensor(labels)], stream.lane_seed(0, lane))["loss"]
-        )
+        batch = [task.train_transform.finish(torch.stack(images)), torch.tensor(labels)]
+        total = total + task.loss(task.bare, batch, stream.lane_seed(0, lane))["loss"]
     (total / 4).backward()
     saved = weights(tmp_path, 1)
     for name, p in task.bare.named_parameters():

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from deit_tract import cost, engine, folder, gram, log, loop, models, optim, pace, tasks, zero
 from deit_tract import recipe as recipes
-from deit_tract.data import colour, fast
+from deit_tract.data import augment, colour, fast
 from deit_tract.data.stream import derive
 from deit_tract.errors import UserError
 from deit_tract.running_statistics import RunningStatistics
@@ -296,7 +296,7 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
         layer.weight.grad = gram.right_solve(layer.weight.grad, gram.gram_factor(images, rule))
 
     monkeypatch.setattr("deit_tract.tasks.classify.seed_generators", lambda seed, device: None)
-    for module in (models, colour, fast):
+    for module in (models, colour, augment):
         monkeypatch.setattr(module, "send", posed)
     settings = ["model.args.depth=2", "model.drop_path=0.2", f"model.drop_path_mode={drop_path_mode}"]
     recipe = recipes.load("vit_s_800ep_tract", ["data.name=synthetic", "batch.size=8", "batch.lanes=2", *settings])

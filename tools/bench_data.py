@@ -145,7 +145,7 @@ def simple(files: list[str], transform: Callable, collate: Callable, seeded: boo
 class HostPart(fast.FastTransform):
     """The fast transform without the GPU's part."""
 
-    def finish(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    def finish(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
         return images
 
 
@@ -165,7 +165,7 @@ def variants(recipe: Recipe, files: list[Path]) -> dict[str, Callable[[], list]]
     return {
         "D": theirs(deit_transform(recipe), default_collate),
         "T": theirs(timm_transform(recipe), fast_collate),
-        "exact": ours(images, augment.train_transform(recipe)),
+        "exact": ours(images, augment.TrainTransform(recipe)),
         "fast": ours(decode.Decoded(images), HostPart(recipe, defer=True)),
         "fast without a GPU": ours(decode.Decoded(images), fast.FastTransform(recipe, defer=False)),
     }
@@ -182,7 +182,7 @@ def difference(recipe: Recipe, files: list[Path]) -> dict[str, float]:
     expected = simple(images.files, drawn_as_ours(recipe), default_collate, seeded=True)(keys(stream, 0))
     found = {}
     for name, data, transform in (
-        ("exact", images, augment.train_transform(recipe)),
+        ("exact", images, augment.TrainTransform(recipe)),
         ("fast", decode.Decoded(images), fast.FastTransform(recipe, defer=True)),
     ):
         lanes = feed.lane_batches(Views(data, transform), stream, range(1), range(LANES), 0, CPU)

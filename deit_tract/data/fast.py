@@ -19,7 +19,6 @@ from torchvision.transforms import v2
 
 from deit_tract.data import augment, colour
 from deit_tract.data.decode import Decoded
-from deit_tract.device import send
 from deit_tract.schema import Recipe
 
 ON_TENSORS = (v2.Resize, v2.RandomResizedCrop, v2.RandomCrop, v2.RandomHorizontalFlip)
@@ -31,20 +30,20 @@ def pipeline(recipe: Recipe, images: Dataset) -> tuple[Dataset, "FastTransform"]
     return Decoded(images), FastTransform(recipe, defer=torch.cuda.is_available())
 
 
-class FastTransform:
-    """A uint8 array (height, width[, 3]) to a normalised float tensor (c, h, w).
+class FastTransform(augment.TrainTransform):
+    """A uint8 array (height, width[, 3]) to a uint8 tensor (h, w, c), which `finish` normalises for a batch.
 
-    With `defer` to (uint8 tensor (h, w, c), draws) instead, of which `finish` makes the former for a batch.
+    With `defer` to (uint8 tensor (h, w, c), draws) instead: `finish` then draws the colours, too.
     """
 
     def __init__(self, recipe: Recipe, defer: bool):
+        super().__init__(recipe)
         steps = augment.geometry(recipe)
         self.on_tensors = [step for step in steps if isinstance(step, ON_TENSORS)]
         self.on_pil = steps[len(self.on_tensors) :]
         assert not any(isinstance(step, ON_TENSORS) for step in self.on_pil), "crop and flip come first"
         self.colours = augment.colours(recipe)
         self.defer = defer
-        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (recipe.data.mean, recipe.data.std))
 
     def __call__(self, array: np.ndarray) -> Tensor | tuple[Tensor, Tensor]:
         pixels = torch.from_numpy(array)
@@ -54,12 +53,7 @@ class FastTransform:
         pixels = _on_pil(self.on_pil, pixels)
         if self.defer:
             return pixels.permute(1, 2, 0).contiguous(), draw(self.colours)
-        return colour.normalize(_on_pil(self.colours, pixels).contiguous(), self.mean, self.std)
-
-    def finish(self, images: Tensor, draws: Tensor) -> Tensor:
-        """A batch of what `defer` left, uint8 (b, h, w, c) and draws (b, 8) on the host, as float32 (b, c, h, w)."""
-        images = colour.apply(images.permute(0, 3, 1, 2).contiguous(), draws)
-        return colour.normalize(images, *(send(constant, images.device) for constant in (self.mean, self.std)))
+        return _on_pil(self.colours, pixels).permute(1, 2, 0).contiguous()
 
 
 def _on_tensor(step: Callable, pixels: Tensor) -> Tensor:

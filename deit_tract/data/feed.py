@@ -26,7 +26,7 @@ def lane_batches(
     """A process's batches on its device: for each step, for each of its lanes, [images, labels].
 
     `replaced` counts the images that `views` put in the place of unreadable ones.
-    `views.transform.finish(images, *others)` gives the images where the transform leaves a part to the device.
+    Where the transform leaves a part to the device, `views.transform.finish(images, *others)` does it.
     """
     cut = partial(slices, stream, lanes=len(lanes), workers=workers)
     keys = (unit for step in steps for unit in units(stream, step, lanes, cut(step)))
@@ -35,7 +35,7 @@ def lane_batches(
     for step in steps:
         for images, labels, *draws in _lanes(batches, len(lanes), cut(step)):
             images, labels = (_joined(parts, device) for parts in (images, labels))
-            yield [finish(images, *map(torch.cat, draws)) if draws else images, labels]
+            yield [finish(images, *map(torch.cat, draws)) if finish else images, labels]
 
 
 def _lanes(batches: Iterator, lanes: int, cuts: list[range] | None) -> Iterator[list[list[Tensor]]]:

@@ -29,7 +29,7 @@ class Classify:
         if recipe.data.resident:
             self.train_data = Resident(self.train_data, recipe, recipe.augment)
             self.val_data = Resident(self.val_data, recipe)
-        self.train_transform, self.eval_transform = augment.train_transform(recipe), augment.eval_transform(recipe)
+        self.train_transform, self.eval_transform = augment.TrainTransform(recipe), augment.eval_transform(recipe)
         if recipe.data.pipeline == "fast":
             self.train_data, self.train_transform = fast.pipeline(recipe, self.train_data)
         self.bare = models.build(recipe)
