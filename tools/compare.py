@@ -219,7 +219,8 @@ def plot(groups: list[Group], entries: dict[str, list[Group]], file: Path) -> No
         axes[0].plot(entry.epochs, entry.top1, color="black", linestyle=dash, linewidth=1.2, label=label)
         axes[1].axhline(0, color="black", linewidth=0.8)
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False)
+    columns = max(1, min(len(names), 150 // (6 + max(map(len, names)))))  # letters that a line has room for
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:
