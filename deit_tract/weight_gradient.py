@@ -57,7 +57,7 @@ class OutputSide(torch.autograd.Function):
     def forward(z, weight, x, rule, ahead):
         if ahead is not None:
             ahead.begin(outer_factor, x, rule)
-        return z.view_as(z)
+        return z.clone()  # not a view, which an in-place activation could not write to
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -85,7 +85,7 @@ class RawSide(torch.autograd.Function):
 
     @staticmethod
     def forward(z, weight, x, rule):
-        return z.view_as(z)
+        return z.clone()  # as above
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -277,6 +277,19 @@ def test_autocast(name, like_z, backward_inside, dtype):
     assert error(ours.weight.grad, expected(layer, x, g, 0.1)) <= 1e-4
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("rows", [30, 200])
+def test_an_activation_in_place_may_follow(rows, autocast):
+    layer, x = nn.Linear(64, 8), torch.randn(rows, 64)
+    ours, gradients = TrAct(copy.deepcopy(layer)), []
+    for activation in (nn.ReLU(inplace=True), nn.ReLU()):
+        ours.weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            activation(ours(x)).sum().backward()
+        gradients.append(ours.weight.grad)
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("name", ["patches, few rows", "stem"])
 def test_autocast_stays_out_of_our_arithmetic(name):
     layer, count, size = CASES[name]
