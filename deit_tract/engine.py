@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deit_tract import models, optim, tract, zero
 from deit_tract.errors import UserError
+from deit_tract.lamb import Lamb
 from deit_tract.schema import Recipe
 
 # torch's size, for one node: ViT-S's 88 MB of gradients go in 4 parts, ViT-B's 346 MB in 14, each while the backward
@@ -76,6 +77,9 @@ class Replicas:
     def __init__(self, accelerator: Accelerator, recipe: Recipe, bare: nn.Module, optimizer: torch.optim.Optimizer):
         self.accelerator, self.recipe, self.bare = accelerator, recipe, bare
         self.tract_layers = [layer for _, layer in tract.find(bare)]
+        # whose norm is the one to show; under a gradient scaler a step may be left out
+        clips = isinstance(optimizer, Lamb) and recipe.optim.clip_grad is not None and accelerator.scaler is None
+        self._lamb = optimizer if clips else None
         self.model, self.optimizer = accelerator.prepare(bare, optimizer)
         if recipe.precision.compile:
             self.model.compile()  # in place: no wrapper, so names in checkpoints stay
@@ -98,10 +102,10 @@ class Replicas:
         self.accelerator.unscale_gradients(self.optimizer)
         for layer in self.tract_layers:
             tract.finish_step(layer)  # of model.tract_gram "batch"; a lane's own is done in its backward pass
-        norm = optim.clip(self.recipe.optim, self.bare)
+        norm = optim.clip(self.recipe.optim, self.bare) if self._lamb is None else None
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss, norm
+        return loss, norm if self._lamb is None else self._lamb.grad_norm
 
     def whole(self) -> nn.Module:
         """A bare model with all the weights, for evaluation and saving; called on every process."""

@@ -18,7 +18,8 @@ class Lamb(torch.optim.Optimizer):
     """LAMB over float parameters of one device; nothing in `step` waits for the device.
 
     max_grad_norm: of all gradients together; None does not clip. After a step with the fused kernel, `grad` holds the
-    clipped gradient. `state_dict` has timm.optim.Lamb's keys and loads what that has saved.
+    clipped gradient, and `grad_norm` the norm before, on the device; None where nothing is clipped.
+    `state_dict` has timm.optim.Lamb's keys and loads what that has saved.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Lamb(torch.optim.Optimizer):
     ):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
         super().__init__(params, defaults)
+        self.grad_norm: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -62,7 +64,8 @@ class Lamb(torch.optim.Optimizer):
             norm = torch.stack([_square(grad) for grad in grads]).sum().sqrt()
         else:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        return (norm.float() / limit).clamp_(min=1.0)  # float32 is what the kernel takes, whatever the gradients are
+        self.grad_norm = norm.float()
+        return (self.grad_norm / limit).clamp_(min=1.0)  # float32 is what the kernel takes, whatever the gradients are
 
     def _room(self, params: list[Tensor]) -> Tensor:
         """Memory for one update, kept from step to step: to get it anew costs a CPU as much as to fill it."""

@@ -126,6 +126,15 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def test_the_norm_before_clipping_can_be_read():
+    vit = model()
+    give_gradients(vit, 0, 1.0)
+    expected = torch.stack([p.grad.double().norm() for p in vit.parameters() if p.grad is not None]).norm()
+    optimizer = Lamb(groups(vit), **SETTINGS)
+    optimizer.step()
+    assert optimizer.grad_norm.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_floats_than_float32_are_clipped_too(dtype):
     ours, expected = model().to(dtype), model()
