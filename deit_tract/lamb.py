@@ -61,7 +61,7 @@ class Lamb(torch.optim.Optimizer):
         if limit is None:
             return None
         if grads[0].device.type == "cpu":
-            norm = torch.stack([_square(grad) for grad in grads]).sum().sqrt()
+            norm = torch.tensor(math.sqrt(sum(_square(grad) for grad in grads)))
         else:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         self.grad_norm = norm.float()
@@ -77,22 +77,24 @@ class Lamb(torch.optim.Optimizer):
     def _update_on_cpu(self, group: dict, params: list[Tensor], clip: Tensor | None) -> None:
         """With weight decay and trust ratio, one tensor after another while it is in the cache.
 
-        A CPU's step takes as long as its memory: what counts is how often a number is fetched.
+        A CPU's step takes as long as its memory: what counts is how often a number is fetched. Nobody is waited for.
         """
         room = self._room(params)
         for p in params:
             update = room[: p.numel()].as_strided(p.shape, p.stride())
             weight = _square(p)
             self._adam(group, [torch.mul(p, group["weight_decay"], out=update)], [p], clip, -1.0)
-            ratio = _ratio(weight, _square(room[: p.numel()])).sqrt_()
-            p.addcmul_(update, ratio, value=-group["lr"])
+            norm = _square(room[: p.numel()])
+            ratio = math.sqrt(weight / norm) if weight > 0 and norm > 0 else 1.0
+            p.add_(update, alpha=-group["lr"] * ratio)
 
     def _update(self, group: dict, params: list[Tensor], clip: Tensor | None) -> None:
         """With weight decay and trust ratio, in launches for all tensors together."""
         updates = torch._foreach_mul(params, group["weight_decay"])
         self._adam(group, updates, params, clip, -1.0)
         weight, update = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, updates))
-        torch._foreach_addcmul_(params, updates, list(_ratio(weight, update).unbind()), value=-group["lr"])
+        ratio = torch.where((weight > 0) & (update > 0), weight / update, 1.0)
+        torch._foreach_addcmul_(params, updates, list(ratio.unbind()), value=-group["lr"])
 
     def _adam(self, group: dict, targets: list[Tensor], params: list[Tensor], clip: Tensor | None, lr: float) -> None:
         """targets -= lr x Adam's bias-corrected direction for the gradients of `params` divided by `clip`."""
@@ -120,11 +122,7 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_addcdiv_(targets, means, below, value=-lr / (1 - beta1**step))
 
 
-def _square(tensor: Tensor) -> Tensor:
-    """Of the norm of a tensor: on a CPU in one pass, and nearer the truth than torch's norm."""
+def _square(tensor: Tensor) -> float:
+    """Of the norm of a tensor on a CPU: in one pass, and nearer the truth than torch's norm."""
     flat = tensor.reshape(-1)
-    return torch.dot(flat, flat)
-
-
-def _ratio(weight: Tensor, update: Tensor) -> Tensor:
-    return torch.where((weight > 0) & (update > 0), weight / update, 1.0)
+    return torch.dot(flat, flat).item()
