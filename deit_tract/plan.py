@@ -32,7 +32,7 @@ KNOWN |= {"voc2007": (*voc.COUNTS.values(), 20)}
 ON_DISK = ("imagenet", "folder", *official.FACTS, "voc", "voc2007")
 PROCESSES = (1, 2, 4, 8)
 CORE_RATE = 184  # images/s: DeiT's pipeline in PIL, 224 px crops of ImageNet's JPEGs, one Zen 4 core
-FAST = {"colours": 2.3, "RandAugment": 1.45}  # `fast` for a GPU, times that (docs/benchmarks.md, made images)
+FAST = {"colours": 2.2, "RandAugment": 1.4}  # `fast` for a GPU, times that (docs/benchmarks.md, made images)
 
 
 @dataclass(frozen=True)
