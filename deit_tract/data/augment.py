@@ -117,7 +117,10 @@ def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
 
 
 def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
-    """Crop, flip, warp, 3-Augment, colour jitter, tensor, normalise: DeiT-III's order with what the recipe has."""
+    """Crop, flip, warp, 3-Augment, colour jitter, tensor, normalise: DeiT-III's order with what the recipe has.
+
+    For one image, as torchvision has it; training takes the same in two parts, `TrainTransform`.
+    """
     return v2.Compose(geometry(recipe) + colours(recipe) + _to_tensor(recipe.data))
 
 
