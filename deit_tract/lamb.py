@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 FUSED = {"cpu", "cuda"}  # device types whose fused Adam kernel is used; foreach operations serve every other
+ONE_BY_ONE = {"cpu"}  # device types whose tensors are updated one after another, with norms read by the host
 
 
 class Lamb(torch.optim.Optimizer):
@@ -49,8 +50,8 @@ class Lamb(torch.optim.Optimizer):
             group["step"] = int(group.get("step", 0)) + 1  # a tensor in timm's checkpoints
             if params and group["weight_decay"] == 0:
                 self._adam(group, params, params, clip, group["lr"])
-            elif params and params[0].device.type == "cpu":
-                self._update_on_cpu(group, params, clip)
+            elif params and params[0].device.type in ONE_BY_ONE:
+                self._update_one_by_one(group, params, clip)
             elif params:
                 self._update(group, params, clip)
         return loss
@@ -60,7 +61,7 @@ class Lamb(torch.optim.Optimizer):
         limit = self.defaults["max_grad_norm"]
         if limit is None:
             return None
-        if grads[0].device.type == "cpu":
+        if grads[0].device.type in ONE_BY_ONE:
             norm = torch.tensor(math.sqrt(sum(_square(grad) for grad in grads)))
         else:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
@@ -74,7 +75,7 @@ class Lamb(torch.optim.Optimizer):
             self._kept_room = room = params[0].new_empty(size)
         return room
 
-    def _update_on_cpu(self, group: dict, params: list[Tensor], clip: Tensor | None) -> None:
+    def _update_one_by_one(self, group: dict, params: list[Tensor], clip: Tensor | None) -> None:
         """With weight decay and trust ratio, one tensor after another while it is in the cache.
 
         A CPU's step takes as long as its memory: what counts is how often a number is fetched. Nobody is waited for.
