@@ -131,11 +131,11 @@ class TrainTransform:
     """
 
     def __init__(self, recipe: Recipe):
-        self.steps = geometry(recipe) + colours(recipe)
+        self.geometry, self.colours = geometry(recipe), colours(recipe)
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (recipe.data.mean, recipe.data.std))
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        for step in self.steps:
+        for step in self.geometry + self.colours:
             image = step(image)
         pixels = torch.from_numpy(np.array(image))
         return pixels.unsqueeze(2) if pixels.ndim == 2 else pixels

@@ -38,11 +38,9 @@ class FastTransform(augment.TrainTransform):
 
     def __init__(self, recipe: Recipe, defer: bool):
         super().__init__(recipe)
-        steps = augment.geometry(recipe)
-        self.on_tensors = [step for step in steps if isinstance(step, ON_TENSORS)]
-        self.on_pil = steps[len(self.on_tensors) :]
+        self.on_tensors = [step for step in self.geometry if isinstance(step, ON_TENSORS)]
+        self.on_pil = self.geometry[len(self.on_tensors) :]
         assert not any(isinstance(step, ON_TENSORS) for step in self.on_pil), "crop and flip come first"
-        self.colours = augment.colours(recipe)
         self.defer = defer
 
     def __call__(self, array: np.ndarray) -> Tensor | tuple[Tensor, Tensor]:
