@@ -117,7 +117,8 @@ def _check_version() -> None:
     except metadata.PackageNotFoundError:
         raise UserError("launch", "DeepSpeed is not installed", "pip install -r requirements.txt") from None
     if Version(version) < OLDEST:
-        raise UserError("launch", f"DeepSpeed {version} has wrong gradients at stage 2", f"install {OLDEST} or later")
+        what = f"DeepSpeed {version} is too old: 0.18 has wrong gradients at stage 2"
+        raise UserError("launch", what, f"install {OLDEST} or later")
 
 
 def _no_compiler() -> None:
