@@ -292,8 +292,9 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
         for p in task.bare.parameters():
             p.grad = torch.empty_like(p)
         images = torch.empty(4, 3, 224, 224, device=device)
-        rule = layer._rule(images)[1]
-        layer.weight.grad = gram.right_solve(layer.weight.grad, gram.gram_factor(images, rule))
+        rule, g = layer._rule(images)[1], torch.empty(4, 384, 14, 14, dtype=torch.bfloat16, device=device)
+        raw = gram.raw_gradient(g, images, rule, layer.weight.shape)
+        layer.weight.grad = gram.right_solve(raw, gram.gram_factor(images, rule))
 
     monkeypatch.setattr("deit_tract.tasks.classify.seed_generators", lambda seed, device: None)
     for module in (models, colour, augment):
