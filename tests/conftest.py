@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from deit_tract.recipe.resolve import load_recipe
+
 ROOT = Path(__file__).resolve().parent.parent
 REAL_IMAGES = ROOT.parent / "shared" / "data"
 
@@ -48,18 +50,21 @@ def short(steps: int, *more: str) -> list[str]:
     return [*SHORT, f"schedule.steps={steps}", f"schedule.warmup_steps={min(steps, 100)}", *more]
 
 
-def train(folder: Path, *overrides: str, recipe: str = "quickstart", data_dir: str | None = None) -> list[dict]:
+def train(
+    folder: Path, *overrides: str, recipe: str = "quickstart", data_dir: str | None = None
+) -> list[dict]:
     """Train in this process; the records of metrics.jsonl."""
-    from deit_tract import log, loop
-    from deit_tract import recipe as recipes
+    from deit_tract.train import log, loop
 
-    loop.train(recipes.load(recipe, overrides, data_dir), folder)
+    pass  # moved
+
+    loop.train(load_recipe(recipe, overrides, data_dir), folder)
     return log.read_metrics(folder)
 
 
 def train_until(step: int, monkeypatch, folder: Path, *overrides: str) -> None:
     """Train in this process and interrupt the run before its optimizer step `step`, counted from 0."""
-    from deit_tract import loop
+    from deit_tract.train import loop
 
     whole = loop.Run.optimizer_step
 
@@ -79,7 +84,13 @@ def losses(records: list[dict]) -> list[float]:
 
 def environment(**more: str) -> dict[str, str]:
     """For processes started by a test: one thread each, no GPU."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), **more}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+        **more,
+    }
 
 
 def command(
@@ -87,7 +98,12 @@ def command(
 ) -> subprocess.Popen:
     """Start a script of the project in `processes` real processes (gloo), or with another launcher's words."""
     if not launcher and processes > 1:
-        launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}")
+        launcher = (
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={processes}",
+            f"--master_port={free_port()}",
+        )
     return subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / script), *arguments],
         cwd=ROOT,
@@ -120,7 +136,11 @@ def worlds(folder: Path, jobs: Sequence[tuple], timeout: float = 600) -> str:
     Cheaper than a launcher for each: dist/worlds.py imports once and forks.
     """
     path = folder / "jobs.json"
-    path.write_text(json.dumps([[str(folder / name), n, "quickstart", [*overrides]] for name, n, overrides in jobs]))
+    path.write_text(
+        json.dumps(
+            [[str(folder / name), n, "quickstart", [*overrides]] for name, n, overrides in jobs]
+        )
+    )
     code, out, err = run(str(path), script="tests/dist/worlds.py", timeout=timeout)
     assert code == 0, err
     return out

@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import psutil  # noqa: E402
 from conftest import command, finish, sets, short  # noqa: E402
 
-from deit_tract import log  # noqa: E402
+from deit_tract.train import log  # noqa: E402
 
 STEPS = 40
 OVERRIDES = short(STEPS, "save.every_steps=6", "evaluate.every_steps=7", "ema.decay=0.9")
@@ -52,14 +52,21 @@ def is_now(moment: str, folder: Path) -> bool:
     if moment == "saving":
         return any((folder / "checkpoints").glob(".step_*.tmp"))
     records = log.read_metrics(folder)
-    return moment == "anywhere" or (bool(records) and "loss" in records[-1] and records[-1]["step"] % 7 == 0)
+    return moment == "anywhere" or (
+        bool(records) and "loss" in records[-1] and records[-1]["step"] % 7 == 0
+    )
 
 
 def result(folder: Path) -> tuple:
     """What must be equal to the last bit."""
     last = folder / "checkpoints" / f"step_{STEPS:08d}"
-    records = [{k: v for k, v in record.items() if k not in VOLATILE} for record in log.read_metrics(folder)]
-    return [(last / name).read_bytes() for name in ("model.safetensors", "ema.safetensors")], records
+    records = [
+        {k: v for k, v in record.items() if k not in VOLATILE}
+        for record in log.read_metrics(folder)
+    ]
+    return [
+        (last / name).read_bytes() for name in ("model.safetensors", "ema.safetensors")
+    ], records
 
 
 def kill_one(folder: Path, moment: str, rng: random.Random) -> str:
@@ -78,7 +85,9 @@ def kill_one(folder: Path, moment: str, rng: random.Random) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -94,8 +103,18 @@ def main() -> int:
             code, out, err = finish(start(folder))
             same = code == 0 and result(folder) == expected
             equal += same
-            begin = next((line.rpartition("from step ")[2] for line in out.splitlines() if "from step" in line), "0")
-            print(f"round {number}: {done}; went on from step {begin}: {'equal' if same else 'DIFFERENT'}", flush=True)
+            begin = next(
+                (
+                    line.rpartition("from step ")[2]
+                    for line in out.splitlines()
+                    if "from step" in line
+                ),
+                "0",
+            )
+            print(
+                f"round {number}: {done}; went on from step {begin}: {'equal' if same else 'DIFFERENT'}",
+                flush=True,
+            )
             if not same:
                 print(err[-2000:], flush=True)
     print(f"{equal} of {arguments.rounds} equal")

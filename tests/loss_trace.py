@@ -24,7 +24,9 @@ def trace() -> tuple[list[float], str]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         records = train(Path(folder), *short(20))
-        weights = (Path(folder) / "checkpoints" / "step_00000020" / "model.safetensors").read_bytes()
+        weights = (
+            Path(folder) / "checkpoints" / "step_00000020" / "model.safetensors"
+        ).read_bytes()
     return losses(records), hashlib.sha256(weights).hexdigest()
 
 

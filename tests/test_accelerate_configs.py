@@ -12,7 +12,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 from conftest import ROOT, finish, free_port, losses, sets, short, train
 
-from deit_tract import log
+from deit_tract.train import log
 
 FOLDER = ROOT / "tools" / "accelerate"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -48,7 +48,11 @@ def test_what_is_launched(name, monkeypatch):
     arguments = parsed(name)
     assert (arguments.num_machines, arguments.num_processes) == OURS[name]
     # one process is started plainly; several by torchrun's launcher, which MULTI_CPU would not take
-    assert arguments.multi_gpu == (name != "gpu1") and not arguments.use_deepspeed and not arguments.cpu
+    assert (
+        arguments.multi_gpu == (name != "gpu1")
+        and not arguments.use_deepspeed
+        and not arguments.cpu
+    )
     assert load_config_from_file(str(FOLDER / f"{name}.yaml")).distributed_type == (
         DistributedType.NO if name == "gpu1" else DistributedType.MULTI_GPU
     )
@@ -59,7 +63,11 @@ def test_the_command_line_goes_before_the_file():
     options = ("--num_machines=4", "--num_processes=32", "--machine_rank=3", "--main_process_ip=n0")
     arguments = parsed("nodes", *options, "--main_process_port=20071")
     assert (arguments.num_machines, arguments.num_processes, arguments.machine_rank) == (4, 32, 3)
-    assert (arguments.main_process_ip, arguments.main_process_port, arguments.rdzv_backend) == ("n0", 20071, "static")
+    assert (arguments.main_process_ip, arguments.main_process_port, arguments.rdzv_backend) == (
+        "n0",
+        20071,
+        "static",
+    )
 
 
 def launcher(name: str, *words: str) -> subprocess.Popen:
@@ -81,7 +89,9 @@ def test_two_processes_on_the_cpu(tmp_path, alone):
     script = ["train.py", "--recipe", "quickstart", "--output", str(tmp_path), *sets(short(20))]
     code, out, err = finish(launcher("cpu", f"--main_process_port={free_port()}", *script))
     assert code == 0 and "on 2 process(es), cpu" in out, err
-    assert len(alone) == 20 and losses(log.read_metrics(tmp_path)) == pytest.approx(alone, rel=0, abs=5e-6)
+    assert len(alone) == 20 and losses(log.read_metrics(tmp_path)) == pytest.approx(
+        alone, rel=0, abs=5e-6
+    )
 
 
 @pytest.mark.slow

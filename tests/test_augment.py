@@ -7,16 +7,24 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import ToTensor, v2
 from torchvision.transforms import functional as pil
 
-from deit_tract import recipe as recipes
-from deit_tract.data import augment
-from deit_tract.data.stream import seed_generators
+from deit_tract.common.seeds import seed_generators
+from deit_tract.data.transforms import augment
+from deit_tract.recipe.resolve import load_recipe
 
-PLAIN = ["data.channels=3", "data.mean=[0,0,0]", "data.std=[1,1,1]", "augment.affine=null", "data.image_size=32"]
+PLAIN = [
+    "data.channels=3",
+    "data.mean=[0,0,0]",
+    "data.std=[1,1,1]",
+    "augment.affine=null",
+    "data.image_size=32",
+]
 
 
 def photo(size=(48, 40)) -> Image.Image:
     generator = np.random.default_rng(0)
-    return Image.fromarray(generator.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).resize(size)
+    return Image.fromarray(generator.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).resize(
+        size
+    )
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
@@ -49,7 +57,7 @@ def test_blur_is_pils_with_a_radius_of_a_tenth_to_two_pixels():
 
 
 def test_order_is_crop_flip_three_augment_jitter_tensor():
-    recipe = recipes.load(
+    recipe = load_recipe(
         "quickstart",
         [*PLAIN, "augment.crop_scale=[0.08,1]", "augment.flip=0.5", "augment.three_augment=true",
          "augment.color_jitter=0.3"],
@@ -57,11 +65,16 @@ def test_order_is_crop_flip_three_augment_jitter_tensor():
     names = [type(step).__name__ for step in augment.train_transform(recipe).transforms]
     assert names[:4] == ["RandomResizedCrop", "RandomHorizontalFlip", "RandomChoice", "ColorJitter"]
     out = augment.train_transform(recipe)(photo())
-    assert out.shape == (3, 32, 32) and out.dtype == torch.float32 and out.min() >= 0 and out.max() <= 1
+    assert (
+        out.shape == (3, 32, 32)
+        and out.dtype == torch.float32
+        and out.min() >= 0
+        and out.max() <= 1
+    )
 
 
 def test_a_view_follows_its_seed():
-    transform = augment.train_transform(recipes.load("quickstart"))
+    transform = augment.train_transform(load_recipe("quickstart"))
     image = photo((8, 8)).convert("L")
     outs = []
     for seed in (1, 2, 1):
@@ -72,7 +85,9 @@ def test_a_view_follows_its_seed():
 
 @pytest.mark.parametrize(("crop", "resized"), [(1.0, 32), (0.875, 37)])
 def test_evaluation_resizes_the_short_side_and_takes_the_centre(crop, resized):
-    recipe = recipes.load("quickstart", [*PLAIN, f"evaluate.crop={crop}", "augment.interpolation=bicubic"])
+    recipe = load_recipe(
+        "quickstart", [*PLAIN, f"evaluate.crop={crop}", "augment.interpolation=bicubic"]
+    )
     image = photo()
     width, height = image.size
     small = image.resize((int(resized * width / height), resized), Image.Resampling.BICUBIC)
@@ -81,10 +96,15 @@ def test_evaluation_resizes_the_short_side_and_takes_the_centre(crop, resized):
 
 
 def test_normalisation_is_per_channel():
-    recipe = recipes.load("quickstart", [*PLAIN, "data.mean=[0.1,0.2,0.3]", "data.std=[1,2,4]"])
+    recipe = load_recipe("quickstart", [*PLAIN, "data.mean=[0.1,0.2,0.3]", "data.std=[1,2,4]"])
     image = photo((32, 32))
-    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1)
-    torch.testing.assert_close(augment.eval_transform(recipe)(image), (as_tensor(image) - mean) / std)
+    mean, std = (
+        torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1),
+        torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1),
+    )
+    torch.testing.assert_close(
+        augment.eval_transform(recipe)(image), (as_tensor(image) - mean) / std
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -94,7 +114,10 @@ def test_what_bears_a_name_of_torchvisions_is_torchvisions_to_the_last_bit(mode)
     modes = [v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR]
     crop = (7, 9), (0.08, 1.0), (3 / 4, 4 / 3)
     pairs = [
-        *((augment.RandomResizedCrop(*crop, mode), v2.RandomResizedCrop(*crop, mode)) for mode in modes),
+        *(
+            (augment.RandomResizedCrop(*crop, mode), v2.RandomResizedCrop(*crop, mode))
+            for mode in modes
+        ),
         (augment.RandomHorizontalFlip(0.3), v2.RandomHorizontalFlip(0.3)),
         (augment.RandomGrayscale(p=1.0), v2.RandomGrayscale(p=1.0)),
         (augment.ColorJitter(0.3, 0.3, 0.3), v2.ColorJitter(0.3, 0.3, 0.3)),
@@ -118,7 +141,14 @@ def test_what_bears_a_name_of_torchvisions_is_torchvisions_to_the_last_bit(mode)
 def test_tables_of_brightness_and_contrast_are_pils_blend():
     values = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     generator = np.random.default_rng(0)
-    for factor in (0.0, 0.5, 1.0, 1.0000001, 2.0, *generator.uniform(0, 2.5, 300).astype(np.float32).tolist()):
+    for factor in (
+        0.0,
+        0.5,
+        1.0,
+        1.0000001,
+        2.0,
+        *generator.uniform(0, 2.5, 300).astype(np.float32).tolist(),
+    ):
         for centre in (0, int(generator.integers(256))):
             blended = Image.blend(Image.new("L", (256, 1), centre), values, factor)
             assert (np.array(augment._scaled(values, centre, factor)) == np.array(blended)).all()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deit_tract import recipe as recipes
+from deit_tract.recipe.resolve import load_recipe
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_launches_are_cut_as_cuda_cuts_them(sizes, operation, launches):
 def test_our_lamb_launches_less_than_timms():
     from tools.bench_optimizer import counted, variants
 
-    made = variants(recipes.load("vit_s_800ep"))
+    made = variants(load_recipe("vit_s_800ep"))
     ours = counted(made["ours"], "deit3_small_patch16_224")
     assert ours.operations < 30 and ours.launches < 100
     for name, make in made.items():
@@ -38,12 +38,21 @@ def test_the_steps_compared_are_steps(kind, tmp_path, monkeypatch):
     from tools import bench_step
 
     lanes = 4 if kind == "ours, 4 lanes" else 1
-    overrides = ["data.name=synthetic", "data.image_size=32", "batch.size=8", f"batch.lanes={lanes}"]
+    overrides = [
+        "data.name=synthetic",
+        "data.image_size=32",
+        "batch.size=8",
+        f"batch.lanes={lanes}",
+    ]
     overrides.append("augment.repeats=1")
-    recipe = recipes.load("vit_s_800ep_tract", [*overrides, "model.args.depth=1", "precision.autocast=bf16"])
+    recipe = load_recipe(
+        "vit_s_800ep_tract", [*overrides, "model.args.depth=1", "precision.autocast=bf16"]
+    )
     seen, real = [], torch.nn.functional.binary_cross_entropy_with_logits
     monkeypatch.setattr(
-        torch.nn.functional, "binary_cross_entropy_with_logits", lambda *args: seen.append(real(*args)) or seen[-1]
+        torch.nn.functional,
+        "binary_cross_entropy_with_logits",
+        lambda *args: seen.append(real(*args)) or seen[-1],
     )
     if kind.startswith("ours"):
         step = bench_step.ours(recipe, tmp_path, lanes)
@@ -69,11 +78,21 @@ def test_training_from_files_is_compared_on_the_same_views(tmp_path):
         Image.new("RGB", (40, 30), (20 * number, 0, 0)).save(path)
     images = Files(paths)
     images.labels = np.arange(12, dtype=np.int32)
-    recipe = recipes.load("vit_s_800ep_tract", ["data.name=synthetic", "batch.size=6", "batch.lanes=1"])
+    recipe = load_recipe(
+        "vit_s_800ep_tract", ["data.name=synthetic", "batch.size=6", "batch.lanes=1"]
+    )
     starts = bench_files.batches(recipe, images, 0, torch.device("cpu"))
-    first = {name: [next(batches) for _ in range(3)] for name, batches in ((n, s()) for n, s in starts.items())}
+    first = {
+        name: [next(batches) for _ in range(3)]
+        for name, batches in ((n, s()) for n, s in starts.items())
+    }
     for ours, theirs in zip(first["ours"], first["D"], strict=True):
-        assert torch.equal(ours[1], theirs[1]) and ours[0].shape == theirs[0].shape == (6, 3, 224, 224)
+        assert torch.equal(ours[1], theirs[1]) and ours[0].shape == theirs[0].shape == (
+            6,
+            3,
+            224,
+            224,
+        )
         assert ours[0].dtype == theirs[0].dtype == torch.float32
     assert torch.equal(first["ours, ready images"][2][0], first["ours, ready images"][0][0])
 
@@ -91,6 +110,14 @@ def test_what_is_left_to_a_gpu_is_a_whole_batch(tmp_path, monkeypatch):
     for number, path in enumerate(paths):
         Image.new("RGB", (40, 30), (20 * number, 0, 0)).save(path)
     made, finish = [], bench_data.fast.FastTransform.finish
-    monkeypatch.setattr(bench_data.fast.FastTransform, "finish", lambda *given: made.append(finish(*given)) or made[-1])
-    found = bench_data.on_device(recipes.load("vit_s_800ep"), paths, 2, torch.device("cpu"), batch=10)
-    assert {tuple(images.shape) for images in made} == {(10, 3, 224, 224)} and len(found["samples_ms"]) == 2
+    monkeypatch.setattr(
+        bench_data.fast.FastTransform,
+        "finish",
+        lambda *given: made.append(finish(*given)) or made[-1],
+    )
+    found = bench_data.on_device(
+        load_recipe("vit_s_800ep"), paths, 2, torch.device("cpu"), batch=10
+    )
+    assert {tuple(images.shape) for images in made} == {(10, 3, 224, 224)} and len(
+        found["samples_ms"]
+    ) == 2

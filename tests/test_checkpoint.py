@@ -8,14 +8,17 @@ import sys
 import pytest
 import torch
 
-from deit_tract import checkpoint
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.common.files import write_atomic
+from deit_tract.train import checkpoint
 
 
 def save(folder, step, keep=2, value=None):
     value = float(step) if value is None else value
     weights = {"model": {"w": torch.full((64, 64), value)}, "ema": {"w": torch.full((2,), value)}}
-    return checkpoint.save(folder, step, weights, {"optimizer": {"state": {0: torch.ones(3)}}}, {"best": None}, keep)
+    return checkpoint.save(
+        folder, step, weights, {"optimizer": {"state": {0: torch.ones(3)}}}, {"best": None}, keep
+    )
 
 
 def test_what_was_saved_comes_back(tmp_path):
@@ -25,7 +28,9 @@ def test_what_was_saved_comes_back(tmp_path):
     assert weights["model"]["w"][0, 0] == 7 and weights["ema"]["w"].tolist() == [7, 7]
     assert optimizer["optimizer"]["state"][0].tolist() == [1, 1, 1]
     assert progress["step"] == 7 and progress["best"] is None
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000007"], "nothing temporary stays"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000007"], (
+        "nothing temporary stays"
+    )
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -40,14 +45,20 @@ def test_no_checkpoint_is_none_and_leftovers_are_removed(tmp_path):
     assert checkpoint.newest(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "progress.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "progress.json"]
+)
 @pytest.mark.parametrize("harm", ["cut", "empty", "flip", "gone"])
 def test_a_broken_checkpoint_is_said_and_the_one_before_taken(tmp_path, name, harm):
     good, bad = save(tmp_path, 5), save(tmp_path, 10)
     path = bad / name
     content = path.read_bytes()
     middle = len(content) // 2
-    harmed = {"cut": content[:middle], "empty": b"", "flip": content[:middle] + b"\xff\xff" + content[middle + 2 :]}
+    harmed = {
+        "cut": content[:middle],
+        "empty": b"",
+        "flip": content[:middle] + b"\xff\xff" + content[middle + 2 :],
+    }
     path.unlink() if harm == "gone" else path.write_bytes(harmed[harm])
     said = []
     assert checkpoint.newest(tmp_path, said.append) == good
@@ -93,14 +104,17 @@ def test_a_disk_that_refuses_keeps_the_one_before(tmp_path, limit):
     if whole:
         assert checkpoint.newest(tmp_path).name == "step_00000010"
     else:
-        assert "cannot be written" in done.stdout and "step 5 is intact; free some space" in done.stdout
+        assert (
+            "cannot be written" in done.stdout
+            and "step 5 is intact; free some space" in done.stdout
+        )
         assert checkpoint.newest(tmp_path) == good and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path):
     path = tmp_path / "summary.json"
-    checkpoint.write_atomic(path, "old")
-    checkpoint.write_atomic(path, "new")
+    write_atomic(path, "old")
+    write_atomic(path, "new")
     assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(UserError, match="cannot be written"):
-        checkpoint.write_atomic(path / "below_a_file.json", "x")
+        write_atomic(path / "below_a_file.json", "x")

@@ -9,24 +9,30 @@ import pytest
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from deit_tract import plan
-from deit_tract.data import cifar, datasets
-from deit_tract.errors import UserError
-from deit_tract.schema import Data
+from deit_tract.common.errors import UserError
+from deit_tract.data.sets import cifar
+from deit_tract.data.sets.load import load_images
+from deit_tract.plan.plan import count_samples
+from deit_tract.recipe.settings.recipe import Data
 
 
 def data(name: str, directory: Path | None, **values) -> Data:
     classes = 10 if name == "cifar10" else 100
-    return Data(**{"name": name, "image_size": 32, "classes": classes, "dir": directory and str(directory)} | values)
+    return Data(
+        **{"name": name, "image_size": 32, "classes": classes, "dir": directory and str(directory)}
+        | values
+    )
 
 
 def fails(settings: Data) -> str:
     with pytest.raises(UserError) as caught:
-        datasets.load(settings)
+        load_images(settings)
     return str(caught.value)
 
 
-def write(directory: Path, name: str = "cifar10", rows: int = 20, protocol: int = 2, key=str) -> Path:
+def write(
+    directory: Path, name: str = "cifar10", rows: int = 20, protocol: int = 2, key=str
+) -> Path:
     """A set in the official layout with so many random rows a file; `key` makes the dictionaries' keys."""
     generator, labels = np.random.default_rng(0), cifar.LABELS[name]
     classes = {"cifar10": 10, "cifar100": 100}[name]
@@ -46,7 +52,7 @@ def write(directory: Path, name: str = "cifar10", rows: int = 20, protocol: int 
 
 def test_the_real_files_are_read_as_torchvision_reads_them(real_images, monkeypatch):
     root = real_images("cifar10_exact1017.tar.gz")
-    train, val = datasets.load(data("cifar10", root, verify=False))
+    train, val = load_images(data("cifar10", root, verify=False))
     assert (len(train), len(val)) == (5 * 1017, 1017)
     assert " ".join(train.classes) == "airplane automobile bird cat deer dog frog horse ship truck"
     monkeypatch.setattr(torchvision_datasets.CIFAR10, "_check_integrity", lambda self: True)
@@ -61,26 +67,35 @@ def test_the_real_files_are_read_as_torchvision_reads_them(real_images, monkeypa
 def test_verify_wants_the_official_counts(real_images):
     root = real_images("cifar10_exact1017.tar.gz")
     lines = fails(data("cifar10", root)).splitlines()
-    assert len(lines) == 2 and "data_batch_1 to data_batch_5: 5,085 training images, CIFAR-10 has 50,000" in lines[0]
-    assert lines[1].endswith("1,017 test images, CIFAR-10 has 10,000; complete it, or set data.verify=false for a part")
-    assert "data.classes: 7, but the data has 10" in fails(data("cifar10", root, verify=False, classes=7))
+    assert (
+        len(lines) == 2
+        and "data_batch_1 to data_batch_5: 5,085 training images, CIFAR-10 has 50,000" in lines[0]
+    )
+    assert lines[1].endswith(
+        "1,017 test images, CIFAR-10 has 10,000; complete it, or set data.verify=false for a part"
+    )
+    assert "data.classes: 7, but the data has 10" in fails(
+        data("cifar10", root, verify=False, classes=7)
+    )
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("key", [str, str.encode], ids=["text", "bytes"])
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_text_and_bytes_keys_of_every_protocol(tmp_path, name, key, protocol):
-    train, val = datasets.load(data(name, write(tmp_path, name, 100, protocol, key), verify=False))
+    train, val = load_images(data(name, write(tmp_path, name, 100, protocol, key), verify=False))
     assert len(train) == (500 if name == "cifar10" else 100) and len(val) == 100
     assert train.classes[3] == "class 3" and train[13][1] == (3 if name == "cifar10" else 13)
     first = np.random.default_rng(0).integers(0, 256, (100, 3072), dtype=np.uint8)[0]
-    assert (np.array(train[0][0])[0, 1] == first[[1, 1025, 2049]]).all()  # row 0, column 1: red, green, blue
+    assert (
+        np.array(train[0][0])[0, 1] == first[[1, 1025, 2049]]
+    ).all()  # row 0, column 1: red, green, blue
 
 
 def test_the_folder_itself_is_taken_too_and_grey_is_grey(tmp_path):
     write(tmp_path)
     settings = {"verify": False, "channels": 1, "mean": [0.5], "std": [0.5]}
-    train = datasets.load(data("cifar10", tmp_path / "cifar-10-batches-py", **settings)).train
+    train = load_images(data("cifar10", tmp_path / "cifar-10-batches-py", **settings)).train
     assert len(train) == 100 and train[0][0].mode == "L"
 
 
@@ -94,7 +109,10 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
     path = write(tmp_path) / "cifar-10-batches-py" / "test_batch"
     path.write_bytes(pickle.dumps({"data": _Harm(), "labels": []}))
     message = fails(data("cifar10", tmp_path, verify=False))
-    assert message.startswith(f"{path}: cannot be read (it would call ") and not Path("harmed").exists()
+    assert (
+        message.startswith(f"{path}: cannot be read (it would call ")
+        and not Path("harmed").exists()
+    )
     pickle.loads(path.read_bytes())
     assert Path("harmed").exists()  # as the test would see it
 
@@ -105,11 +123,23 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
         (b"", "cannot be read (Ran out of input)"),
         (b"\x80\x02}q\x00(", "cannot be read"),
         (pickle.dumps([1]), "is no file of CIFAR (it lacks data, labels)"),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 1]}), "(it lacks labels)"),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}), "shape (2, 3072) for 1 labels"),
+        (
+            pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 1]}),
+            "(it lacks labels)",
+        ),
+        (
+            pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}),
+            "shape (2, 3072) for 1 labels",
+        ),
         (pickle.dumps({"data": np.zeros((1, 3072)), "labels": [0]}), "float64 array"),
-        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}), "labels from 10 to 10 for 10 classes"),
-        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}), "is no file of CIFAR"),
+        (
+            pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}),
+            "labels from 10 to 10 for 10 classes",
+        ),
+        (
+            pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}),
+            "is no file of CIFAR",
+        ),
     ],
 )
 def test_a_file_that_is_none_of_cifars_is_named(tmp_path, content, message):
@@ -124,11 +154,15 @@ def test_missing_files_are_listed_with_where_they_come_from(tmp_path):
     (folder / "data_batch_2").unlink()
     message = fails(data("cifar10", tmp_path))
     assert "1 of 7 parts of CIFAR-10 are missing: data_batch_2; expected are" in message
-    assert all(str(folder / file) in message for file in ("data_batch_1", "test_batch", "batches.meta"))
+    assert all(
+        str(folder / file) in message for file in ("data_batch_1", "test_batch", "batches.meta")
+    )
     assert "cs.toronto.edu" in message and "\n" not in message
     shutil.rmtree(folder)
     assert "7 of 7 parts" in fails(data("cifar10", tmp_path))
-    assert "give --data-dir DIR with cifar-100-python/ inside" in fails(data("cifar100", tmp_path / "x"))
+    assert "give --data-dir DIR with cifar-100-python/ inside" in fails(
+        data("cifar100", tmp_path / "x")
+    )
     assert "give --data-dir DIR" in fails(data("cifar100", None))
 
 
@@ -137,10 +171,12 @@ def test_class_folders_are_for_the_folder_reader(tmp_path):
         for kind in ("cat", "dog"):
             (tmp_path / part / kind).mkdir(parents=True)
             Image.new("RGB", (32, 32)).save(tmp_path / part / kind / "0000.jpg")
-    assert fails(data("cifar10", tmp_path)).endswith("(train/CLASS, test/CLASS) set data.name=folder")
-    assert len(datasets.load(data("folder", tmp_path, classes=2)).val) == 2
+    assert fails(data("cifar10", tmp_path)).endswith(
+        "(train/CLASS, test/CLASS) set data.name=folder"
+    )
+    assert len(load_images(data("folder", tmp_path, classes=2)).val) == 2
 
 
 def test_the_plan_knows_the_counts_without_data():
-    assert plan.count_samples(data("cifar10", None)) == (50_000, 10_000)
-    assert plan.count_samples(data("cifar100", None)) == (50_000, 10_000)
+    assert count_samples(data("cifar10", None)) == (50_000, 10_000)
+    assert count_samples(data("cifar100", None)) == (50_000, 10_000)

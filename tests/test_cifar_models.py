@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
-from deit_tract import cifar_models, models, tract
-from deit_tract import recipe as recipes
-from deit_tract.errors import UserError
+from deit_tract import tract
+from deit_tract.common.errors import UserError
+from deit_tract.models import cifar
+from deit_tract.models.build import build_model
+from deit_tract.recipe.resolve import load_recipe
 
 
 @pytest.mark.parametrize(
@@ -40,9 +42,11 @@ def test_parameters(name, classes, parameters):
     ],
 )
 def test_tract_stands_on_the_first_layer_and_the_weights_keep_their_names(recipe, layer, kind):
-    plain = models.build(recipes.load(recipe))
-    ours = models.build(recipes.load(recipe, ["model.tract=0.1"]))
-    assert [name for name, _ in tract.find(ours)] == [layer] and type(plain.get_submodule(layer)) is kind
+    plain = build_model(load_recipe(recipe))
+    ours = build_model(load_recipe(recipe, ["model.tract=0.1"]))
+    assert [name for name, _ in tract.find(ours)] == [layer] and type(
+        plain.get_submodule(layer)
+    ) is kind
     assert list(ours.state_dict()) == list(plain.state_dict())
     for key, value in plain.state_dict().items():
         assert torch.equal(value, ours.state_dict()[key]), key
@@ -57,7 +61,9 @@ def sizes(net: nn.Module, *layers: str) -> list[tuple]:
     """Shapes (channels, height, width) that layers see."""
     seen = []
     for name in layers:
-        net.get_submodule(name).register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape[1:])))
+        net.get_submodule(name).register_forward_pre_hook(
+            lambda _, x: seen.append(tuple(x[0].shape[1:]))
+        )
     net(torch.zeros(2, 3, 32, 32))
     return seen
 
@@ -77,8 +83,12 @@ def test_convolutions_start_from_the_fan_out():
     for name, layer in net.named_modules():
         if isinstance(layer, nn.Conv2d) and layer.weight.numel() > 10_000:
             fan_out = layer.out_channels * math.prod(layer.kernel_size)
-            assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.05), name
-    assert all(layer.weight.eq(1).all() for layer in net.modules() if isinstance(layer, nn.BatchNorm2d))
+            assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.05), (
+                name
+            )
+    assert all(
+        layer.weight.eq(1).all() for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)
+    )
 
 
 def test_the_cnn_has_the_described_stages():
@@ -138,7 +148,10 @@ def test_the_vits_start_values():
 
 @pytest.mark.parametrize("kind", ["input", "dual"])
 def test_normalised_patches_do_not_see_their_brightness_and_contrast(kind):
-    embed, plain = (timm.create_model("vit_cifar", depth=1, **args).patch_embed for args in ({"patch_norm": kind}, {}))
+    embed, plain = (
+        timm.create_model("vit_cifar", depth=1, **args).patch_embed
+        for args in ({"patch_norm": kind}, {})
+    )
     image = torch.randn(1, 3, 32, 32)
     other = image.clone()
     other[..., :4, 4:8] = 3 * other[..., :4, 4:8] + 5  # one patch
@@ -156,25 +169,38 @@ def test_dual_patch_norm_is_layer_norm_before_and_after():
     patch = image[0, :, 8:12, 4:8].flatten()  # row 2, column 1
     patch = F.layer_norm(patch, (48,), embed.before.weight, embed.before.bias)
     row = F.layer_norm(
-        embed.proj.weight.flatten(1) @ patch + embed.proj.bias, (384,), embed.after.weight, embed.after.bias
+        embed.proj.weight.flatten(1) @ patch + embed.proj.bias,
+        (384,),
+        embed.after.weight,
+        embed.after.bias,
     )
     torch.testing.assert_close(embed(image)[0, 2 * 8 + 1], row, atol=1e-5, rtol=1e-4)
-    assert not list(timm.create_model("vit_cifar", depth=1, patch_norm="input").patch_embed.before.parameters())
+    assert not list(
+        timm.create_model("vit_cifar", depth=1, patch_norm="input").patch_embed.before.parameters()
+    )
 
 
 def test_an_unknown_patch_norm_is_refused():
-    with pytest.raises(UserError, match=r"model.args: .*patch_norm is 'input', 'dual' or null, not 'both'"):
-        models.build(recipes.load("cifar10_vit_100ep", ["model.args.patch_norm=both"]))
+    with pytest.raises(
+        UserError, match=r"model.args: .*patch_norm is 'input', 'dual' or null, not 'both'"
+    ):
+        build_model(load_recipe("cifar10_vit_100ep", ["model.args.patch_norm=both"]))
 
 
 @pytest.mark.parametrize("name", ["cifar_cnn", "resnet18_cifar", "vit_cifar"])
 def test_they_say_of_themselves_what_timms_models_do(name):
     net = timm.create_model(name, num_classes=7)
     last = net.get_submodule(net.pretrained_cfg["classifier"])
-    assert (net.num_features, net.num_classes) == (last.in_features, last.out_features) == (last.in_features, 7)
+    assert (
+        (net.num_features, net.num_classes)
+        == (last.in_features, last.out_features)
+        == (last.in_features, 7)
+    )
     assert isinstance(net.get_submodule(net.pretrained_cfg["first_conv"]), nn.Conv2d)
 
 
 def test_names_are_not_timms():
     """timm would warn and we would shadow, should it have models of these names one day."""
-    assert {timm.models.model_entrypoint(name).__module__ for name in cifar_models.__all__} == {cifar_models.__name__}
+    assert {timm.models.model_entrypoint(name).__module__ for name in cifar.__all__} == {
+        cifar.__name__
+    }

@@ -7,14 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from deit_tract import optim
-from deit_tract import recipe as recipes
-from deit_tract.data import augment
-from deit_tract.data.stream import Stream, seed_generators
-from deit_tract.recipe_source import RECIPES
-from deit_tract.runs import differing
+from deit_tract.common.seeds import seed_generators
+from deit_tract.data.stream import Stream
+from deit_tract.data.transforms import augment
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.source import RECIPES
+from deit_tract.results.runs import differing
+from deit_tract.schedule.learning_rate import learning_rate
 
-ALL = {path.stem: recipes.load(path.stem) for path in (RECIPES / "cifar").glob("*.yaml")}
+ALL = {path.stem: load_recipe(path.stem) for path in (RECIPES / "cifar").glob("*.yaml")}
 LENGTHS = (100, 200, 400, 800)
 RATES = {  # TrAct, Section 4.1
     "resnet18_sgd": (0.08, 0.08, 0.08, 0.08),
@@ -30,7 +31,11 @@ def test_lengths_rates_and_batches_are_the_papers(kind, classes):
         recipe = ALL[f"cifar{classes}_{kind}_{epochs}ep"]
         assert recipe.optim.lr == pytest.approx(rate, rel=1e-5)
         assert (recipe.schedule.epochs, recipe.batch.size, recipe.batch.lanes) == (epochs, 128, 1)
-        assert (recipe.data.name, recipe.data.classes, recipe.loss.name) == (f"cifar{classes}", classes, "ce")
+        assert (recipe.data.name, recipe.data.classes, recipe.loss.name) == (
+            f"cifar{classes}",
+            classes,
+            "ce",
+        )
         assert recipe.loss.smoothing == (0.1 if kind == "vit" else 0)
         assert Stream(50_000, 1, 128).steps_per_epoch == 390
 
@@ -52,7 +57,10 @@ def test_the_ablations_differ_in_what_they_are_about():
             assert other.model.args == {"patch_norm": kind}
             assert differing(vit, other) == {"model.args", "model.args.patch_norm"}
     for name in ("input01", "input255"):
-        assert differing(ALL["cifar10_vit_200ep"], ALL[f"cifar10_vit_200ep_{name}"]) == {"data.mean", "data.std"}
+        assert differing(ALL["cifar10_vit_200ep"], ALL[f"cifar10_vit_200ep_{name}"]) == {
+            "data.mean",
+            "data.std",
+        }
 
 
 @pytest.mark.parametrize(("name", "top"), [("input01", 1), ("input255", 255)])
@@ -65,7 +73,7 @@ def test_inputs_without_standardisation(name, top):
 
 
 def test_the_resnets_rate_is_a_cosine_to_zero_step_by_step():
-    rate = optim.learning_rate(ALL["cifar10_resnet18_sgd_100ep"], 390)
+    rate = learning_rate(ALL["cifar10_resnet18_sgd_100ep"], 390)
     theirs = [0.04 * (1 + math.cos(math.pi * step / 39_000)) for step in (0, 1, 19_500, 38_999)]
     assert [rate(step) for step in (0, 1, 19_500, 38_999)] == pytest.approx(theirs)
 
@@ -73,10 +81,14 @@ def test_the_resnets_rate_is_a_cosine_to_zero_step_by_step():
 def test_autoaugment_is_drawn_from_the_views_seed():
     """Its policies for CIFAR-10, after crop and flip: other pixels than without, the same from the same seed."""
     plain, ours = (
-        recipes.load("cifar10_vit_100ep", [f"augment.auto_augment={value}"]) for value in ("null", "cifar10")
+        load_recipe("cifar10_vit_100ep", [f"augment.auto_augment={value}"])
+        for value in ("null", "cifar10")
     )
     transforms = augment.train_transform(plain), augment.train_transform(ours)
-    image, images = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)), []
+    image, images = (
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)),
+        [],
+    )
     changed = 0
     for seed in range(40):
         for transform in (*transforms, transforms[1]):

@@ -4,17 +4,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deit_tract import recipe as recipes
+from deit_tract.recipe.resolve import load_recipe
 from deit_tract.tasks.classify import Classify, thresholded_bce
 
 
 def task(*overrides: str) -> Classify:
-    return Classify(recipes.load("quickstart", overrides))
+    return Classify(load_recipe("quickstart", overrides))
 
 
 def batch(size: int = 16) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(size, 1, 8, 8, generator=generator), torch.randint(10, (size,), generator=generator)]
+    return [
+        torch.randn(size, 1, 8, 8, generator=generator),
+        torch.randint(10, (size,), generator=generator),
+    ]
 
 
 def test_bce_counts_every_positive_target_as_full():
@@ -27,7 +30,9 @@ def test_bce_counts_every_positive_target_as_full():
 def test_a_mixed_image_has_at_most_two_positives_and_starts_at_the_expected_loss():
     classify = task("mix.prob=1.0", "mix.cutmix=1.0")
     seen = []
-    classify.criterion = lambda logits, targets: seen.append(targets) or thresholded_bce(logits, targets)
+    classify.criterion = lambda logits, targets: (
+        seen.append(targets) or thresholded_bce(logits, targets)
+    )
     classify.bare.train()
     for seed in range(30):
         value = classify.loss(classify.bare, batch(), seed)["loss"].item()
@@ -38,7 +43,9 @@ def test_a_mixed_image_has_at_most_two_positives_and_starts_at_the_expected_loss
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_soft_cross_entropy_with_smoothing(smoothing):
-    classify = task("loss.name=ce", f"loss.smoothing={smoothing}", "mix.prob=0.0", "model.drop_path=0")
+    classify = task(
+        "loss.name=ce", f"loss.smoothing={smoothing}", "mix.prob=0.0", "model.drop_path=0"
+    )
     images, labels = batch()
     targets = F.one_hot(labels, 10) * (1 - smoothing) + smoothing / 10
     expected = -(targets * classify.bare(images).log_softmax(-1)).sum(-1).mean()
@@ -46,7 +53,9 @@ def test_soft_cross_entropy_with_smoothing(smoothing):
 
 
 def test_the_lanes_seed_decides_all_its_draws():
-    classify = task("mix.prob=1.0", "model.args.proj_drop_rate=0.2")  # with dropout that the model draws itself
+    classify = task(
+        "mix.prob=1.0", "model.args.proj_drop_rate=0.2"
+    )  # with dropout that the model draws itself
     classify.bare.train()
     values = []
     for seed in (1, 2, 1):

@@ -10,7 +10,9 @@ from conftest import ROOT, run, sets, short
 from deit_tract import cli
 
 
-def call(capsys, monkeypatch, *arguments: str, finetune: bool = False) -> tuple[int, str, list[str]]:
+def call(
+    capsys, monkeypatch, *arguments: str, finetune: bool = False
+) -> tuple[int, str, list[str]]:
     """Exit code, stdout and lines of stderr of the command in this process."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     try:
@@ -61,10 +63,20 @@ def test_an_output_folder_that_cannot_be_written(capsys, monkeypatch, tmp_path):
 
 
 def test_a_fine_tuning_recipe_is_not_for_train_py(capsys, monkeypatch, tmp_path):
-    arguments = ["--recipe", "vit_s_ft224", "--output", str(tmp_path / "run"), "--set", "data.name=synthetic"]
+    arguments = [
+        "--recipe",
+        "vit_s_ft224",
+        "--output",
+        str(tmp_path / "run"),
+        "--set",
+        "data.name=synthetic",
+    ]
     code, _, lines = call(capsys, monkeypatch, *arguments)
     assert code == 2
-    assert lines[-1] == "error: recipe: vit_s_ft224 starts from given weights; use finetune.py --checkpoint ..."
+    assert (
+        lines[-1]
+        == "error: recipe: vit_s_ft224 starts from given weights; use finetune.py --checkpoint ..."
+    )
 
 
 def test_fine_tuning_needs_weights(capsys, monkeypatch, tmp_path):
@@ -72,14 +84,20 @@ def test_fine_tuning_needs_weights(capsys, monkeypatch, tmp_path):
     assert call(capsys, monkeypatch, *base, finetune=True)[2][-1] == (
         "error: command line: --checkpoint is missing; give the weights to fine-tune; else use train.py"
     )
-    code, _, lines = call(capsys, monkeypatch, *base, "--checkpoint", str(tmp_path / "no.pth"), finetune=True)
+    code, _, lines = call(
+        capsys, monkeypatch, *base, "--checkpoint", str(tmp_path / "no.pth"), finetune=True
+    )
     assert code == 2 and "no.pth: no such file or folder; give a run's folder" in lines[-1]
 
 
 def test_list_explain_and_schema(capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "--list")
-    assert code == 0 and any(line.startswith("quickstart ") and "98.8 %" in line for line in out.splitlines())
-    code, out, _ = call(capsys, monkeypatch, "--recipe", "quickstart", "--set", "seed=5", "--explain")
+    assert code == 0 and any(
+        line.startswith("quickstart ") and "98.8 %" in line for line in out.splitlines()
+    )
+    code, out, _ = call(
+        capsys, monkeypatch, "--recipe", "quickstart", "--set", "seed=5", "--explain"
+    )
     assert code == 0 and yaml.safe_load(out)["seed"] == 5 and "# --set seed=5" in out
     code, out, _ = call(capsys, monkeypatch, "--schema")
     assert code == 0 and json.loads(out)["title"] == "Recipe"
@@ -88,15 +106,28 @@ def test_list_explain_and_schema(capsys, monkeypatch):
 @pytest.mark.slow
 def test_the_real_command_prints_one_line_too(tmp_path):
     code, _, err = run("--recipe", "quickstart", "--set", "optim.lrr=1")
-    assert (code, err) == (2, "error: --set optim.lrr=1: no such key 'optim.lrr'; did you mean 'lr'?\n")
+    assert (code, err) == (
+        2,
+        "error: --set optim.lrr=1: no such key 'optim.lrr'; did you mean 'lr'?\n",
+    )
     code, out, err = run("--recipe", "quickstart", "--output", str(tmp_path), *sets(short(2)))
     assert code == 0 and "Traceback" not in err
-    assert out.splitlines()[0].startswith("quickstart: ") and out.splitlines()[-1].startswith("finished: top1 ")
-    code, _, err = run("--recipe", "quickstart", "--output", str(tmp_path), *sets(short(2, "seed=1")))
+    assert out.splitlines()[0].startswith("quickstart: ") and out.splitlines()[-1].startswith(
+        "finished: top1 "
+    )
+    code, _, err = run(
+        "--recipe", "quickstart", "--output", str(tmp_path), *sets(short(2, "seed=1"))
+    )
     assert code == 2 and "holds a run of another recipe (seed: 0 -> 1)" in err.splitlines()[-1]
 
 
 def test_readme_commands_and_files_exist():
     text = (ROOT / "README.md").read_text()
-    for name in ("train.py", "finetune.py", "tools/compare.py", "requirements.txt", "requirements-dev.txt"):
+    for name in (
+        "train.py",
+        "finetune.py",
+        "tools/compare.py",
+        "requirements.txt",
+        "requirements-dev.txt",
+    ):
         assert name in text and (ROOT / name).exists()

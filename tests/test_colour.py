@@ -9,8 +9,8 @@ from conftest import as_tensor, noise
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import ToTensor, v2
 
-from deit_tract.data import colour
-from deit_tract.data.readers import Folders
+from deit_tract.data.sets.readers import Folders
+from deit_tract.data.transforms import colour
 
 pil = v2.functional  # on PIL images it calls PIL
 SIZES = [(1, 1), (1, 9), (6, 1), (2, 3), (4, 5), (37, 53), (64, 64)]  # width, height
@@ -34,7 +34,11 @@ def theirs(name: str, image: Image.Image, number: float) -> Image.Image:
 def ours(name: str, images: torch.Tensor, numbers: list[float]) -> torch.Tensor:
     if name in ("grey", "solarize"):
         return getattr(colour, name)(images)
-    columns = torch.tensor([colour.box_weights(n) for n in numbers]).T if name == "blur" else [torch.tensor(numbers)]
+    columns = (
+        torch.tensor([colour.box_weights(n) for n in numbers]).T
+        if name == "blur"
+        else [torch.tensor(numbers)]
+    )
     return getattr(colour, name)(images, *columns)
 
 
@@ -56,7 +60,9 @@ def test_any_radius_of_blur_is_pils():
     images = [noise((7, 5), seed=seed) for seed in range(400)]
     radii = np.random.default_rng(0).uniform(0.1, 2.0, 400).tolist()
     found = ours("blur", torch.stack([as_tensor(image) for image in images]), radii)
-    expected = torch.stack([as_tensor(theirs("blur", *pair)) for pair in zip(images, radii, strict=True)])
+    expected = torch.stack(
+        [as_tensor(theirs("blur", *pair)) for pair in zip(images, radii, strict=True)]
+    )
     assert torch.equal(found, expected)
 
 
@@ -78,13 +84,21 @@ def test_normalisation_is_torchvisions():
 
 
 def test_operations_are_pils_on_photos(real_images):
-    photos, generator = Folders(real_images("imagenet_samples_256.tar") / "train", "RGB"), random.Random(0)
+    photos, generator = (
+        Folders(real_images("imagenet_samples_256.tar") / "train", "RGB"),
+        random.Random(0),
+    )
     for index in range(0, 1000, 50):
         image = photos[index][0]
         for name in OPERATIONS:
             number = generator.uniform(0.1, 2.0)
-            number = number if name == "blur" else torch.tensor(number).item()  # a factor is drawn in float32
-            assert torch.equal(ours(name, as_tensor(image)[None], [number])[0], as_tensor(theirs(name, image, number)))
+            number = (
+                number if name == "blur" else torch.tensor(number).item()
+            )  # a factor is drawn in float32
+            assert torch.equal(
+                ours(name, as_tensor(image)[None], [number])[0],
+                as_tensor(theirs(name, image, number)),
+            )
 
 
 def test_a_batch_of_greys_may_be_jittered_in_any_order():

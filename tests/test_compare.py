@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, short, train
 
-from deit_tract import published, runs
-from deit_tract import recipe as recipes
+from deit_tract.recipe import published
+from deit_tract.recipe.describe import explain
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.results import runs
 
 CURVE = "vit_b_ft224_20ep"  # labels 0, 5, 10, 15, 20: 83.448, 83.71, 83.788, 83.826, 83.802
 
@@ -31,14 +33,23 @@ def compare(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def write(
-    folder: Path, top1: dict[float, float], *overrides: str, seed: int = 0, exit: str | None = "finished"
+    folder: Path,
+    top1: dict[float, float],
+    *overrides: str,
+    seed: int = 0,
+    exit: str | None = "finished",
 ) -> Path:
     """A run's folder as training would leave it, with this top-1 by epoch; `exit` None is a run that goes on."""
     folder.mkdir(parents=True)
-    recipe = recipes.load("quickstart", [f"seed={seed}", "expect.top1=null", *overrides])
-    (folder / "recipe.yaml").write_text(recipes.explain(recipe))
-    records = [{"step": int(epoch * 10), "epoch": float(epoch), "top1": value} for epoch, value in top1.items()]
-    records += [{"step": int(epoch * 10), "epoch": float(epoch), "loss": 1 / (1 + epoch)} for epoch in top1]
+    recipe = load_recipe("quickstart", [f"seed={seed}", "expect.top1=null", *overrides])
+    (folder / "recipe.yaml").write_text(explain(recipe))
+    records = [
+        {"step": int(epoch * 10), "epoch": float(epoch), "top1": value}
+        for epoch, value in top1.items()
+    ]
+    records += [
+        {"step": int(epoch * 10), "epoch": float(epoch), "loss": 1 / (1 + epoch)} for epoch in top1
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if exit is not None:
         (folder / "summary.json").write_text(json.dumps({"exit": exit, "seconds": 60.0}))
@@ -62,7 +73,12 @@ def test_table_and_picture(tmp_path):
     done = compare(tmp_path / "ours", tmp_path / "plain", "--plot", tmp_path / "curves.png")
     assert done.returncode == 0, done.stderr
     ours, plain = tables(done.stdout)[0]
-    assert (ours["run"], ours["tract"], ours["steps"], ours["exit"]) == ("ours", "0.1", "4", "finished")
+    assert (ours["run"], ours["tract"], ours["steps"], ours["exit"]) == (
+        "ours",
+        "0.1",
+        "4",
+        "finished",
+    )
     assert ours["top1"] == f"{records[-1]['top1']:.2f}" and plain["tract"] == "-"
     assert "ours (tract 0.1) minus plain (tract -)" in done.stdout and "one seed" in done.stdout
     assert "Published" not in done.stdout
@@ -78,18 +94,33 @@ def test_mistakes_are_one_line(tmp_path):
     )
     run = write(tmp_path / "run", {1: 50.0})
     done = compare(run, run)
-    assert (done.returncode, done.stderr) == (2, f"error: {run}: is given twice; name each run once\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {run}: is given twice; name each run once\n",
+    )
     done = compare(run, "--published", "vit_s_80ep")
-    what = "error: --published: nothing is published under 'vit_s_80ep'; did you mean 'vit_s_800ep'?\n"
+    what = (
+        "error: --published: nothing is published under 'vit_s_80ep'; did you mean 'vit_s_800ep'?\n"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", what)
     done = compare(run, "--plot", tmp_path / "nowhere" / "x.png")
-    assert done.returncode == 2 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "cannot be written" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_seeds_are_a_group_and_tract_is_compared_seed_by_seed(tmp_path):
     """Differences 1, 2 and 6: mean 3, sd 2.65; t(0.975, 2) = 4.303, so 3 -+ 6.57. The fourth seeds have no partner."""
     plain = [
-        write(tmp_path / f"plain{seed}", {10: final - 10, 20: final}, "model.tract=null", "expect.top1=60", seed=seed)
+        write(
+            tmp_path / f"plain{seed}",
+            {10: final - 10, 20: final},
+            "model.tract=null",
+            "expect.top1=60",
+            seed=seed,
+        )
         for seed, final in enumerate((60.0, 61.0, 62.0, 70.0))
     ]
     ours = [
@@ -129,11 +160,24 @@ def test_seeds_are_a_group_and_tract_is_compared_seed_by_seed(tmp_path):
 
 
 def test_many_evaluations_are_thinned_to_a_few_that_end_with_the_last(tmp_path):
-    plain = write(tmp_path / "plain", {epoch: epoch + 10.0 for epoch in range(1, 41)}, "model.tract=null")
+    plain = write(
+        tmp_path / "plain", {epoch: epoch + 10.0 for epoch in range(1, 41)}, "model.tract=null"
+    )
     ours = write(tmp_path / "ours", {epoch: epoch + 9.0 for epoch in range(1, 41) if epoch != 36})
     done = compare(plain, ours)
     rows = tables(done.stdout)[-1]
-    assert [row["epoch"] for row in rows] == ["3", "7", "11", "15", "19", "23", "27", "31", "35", "40"]
+    assert [row["epoch"] for row in rows] == [
+        "3",
+        "7",
+        "11",
+        "15",
+        "19",
+        "23",
+        "27",
+        "31",
+        "35",
+        "40",
+    ]
     assert all(row["difference"] == "-1.00" and row["95 % interval"] == "-" for row in rows)
     assert rows[-1]["without"] == "50.00" and "- epochs saved, seed by seed: never" in done.stdout
 
@@ -175,7 +219,10 @@ def test_beside_the_published_curve(tmp_path):
 def test_another_published_key_and_final_numbers(tmp_path):
     run = write(tmp_path / "run", {1: 0.2, 100: 63.0}, f"expect.published={CURVE}", exit=None)
     done = compare(run, "--published", "vit_s_800ep")
-    assert "TrAct with lambda 0.2, then 50 epochs at 224 px: top1 82.18, top5 95.98 (TrAct, Table 3)" in done.stdout
+    assert (
+        "TrAct with lambda 0.2, then 50 epochs at 224 px: top1 82.18, top5 95.98 (TrAct, Table 3)"
+        in done.stdout
+    )
     assert [row["epoch"] for row in tables(done.stdout)[-1]] == ["0", "5", "10", "20", "50", "100"]
     assert CURVE not in done.stdout
     done = compare(run, "--published", "vit_s_400ep", "--plot", tmp_path / "curves.png")
@@ -184,7 +231,9 @@ def test_another_published_key_and_final_numbers(tmp_path):
 
 def test_a_run_that_has_just_begun(tmp_path):
     done = compare(
-        write(tmp_path / "run", {}, f"expect.published={CURVE}", exit=None), "--plot", tmp_path / "curves.png"
+        write(tmp_path / "run", {}, f"expect.published={CURVE}", exit=None),
+        "--plot",
+        tmp_path / "curves.png",
     )
     assert done.returncode == 0, done.stderr
     assert "no run has an evaluation yet" in done.stdout
@@ -211,7 +260,13 @@ def test_spread_agrees_with_scipy():
 
 def test_when_a_curve_reaches_a_value():
     points = [(10.0, 50.0), (20.0, 60.0), (30.0, 58.0), (40.0, 70.0)]
-    assert [runs.reached(points, target) for target in (40, 55, 60, 64, 71)] == [10, 15, 20, 35, None]
+    assert [runs.reached(points, target) for target in (40, 55, 60, 64, 71)] == [
+        10,
+        15,
+        20,
+        35,
+        None,
+    ]
     assert runs.reached([], 1) is None
 
 
@@ -225,8 +280,8 @@ def test_a_curve_between_its_points():
 
 def test_runs_of_folders_with_one_name_are_told_apart(tmp_path):
     folders = [write(tmp_path / name / "seed0", {1: 1.0}) for name in ("a", "b")]
-    assert [run.name for run in runs.read(folders)] == ["a/seed0", "b/seed0"]
-    assert [run.name for run in runs.read(folders[:1])] == ["seed0"]
+    assert [run.name for run in runs.read_runs(folders)] == ["a/seed0", "b/seed0"]
+    assert [run.name for run in runs.read_runs(folders[:1])] == ["seed0"]
 
 
 def test_the_curve_used_here_is_the_published():

@@ -7,14 +7,18 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets import folder as datasets_folder
 
-from deit_tract import recipe as recipes
-from deit_tract.data import augment, datasets
-from deit_tract.errors import UserError
-from deit_tract.schema import Data
+from deit_tract.common.errors import UserError
+from deit_tract.data.sets.load import load_images
+from deit_tract.data.transforms import augment
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.settings.recipe import Data
 
 
 def data(name: str, directory=None, **values) -> Data:
-    return Data(**{"name": name, "image_size": 16, "classes": 2, "dir": directory and str(directory)} | values)
+    return Data(
+        **{"name": name, "image_size": 16, "classes": 2, "dir": directory and str(directory)}
+        | values
+    )
 
 
 @pytest.fixture
@@ -31,30 +35,32 @@ def folder(tmp_path):
 
 def fails(settings: Data) -> str:
     with pytest.raises(UserError) as caught:
-        datasets.load(settings)
+        load_images(settings)
     return str(caught.value)
 
 
 def test_digits_are_all_there_and_split_for_good():
-    train, val = datasets.load(data("digits", classes=10, channels=1))
+    train, val = load_images(data("digits", classes=10, channels=1))
     assert (len(train), len(val)) == (1437, 360)
     image, label = val[0]
-    assert image.mode == "L" and image.size == (8, 8) and label == 0 and np.array(image).max() <= 255
+    assert (
+        image.mode == "L" and image.size == (8, 8) and label == 0 and np.array(image).max() <= 255
+    )
     held_out = {np.array(val[i][0]).tobytes() for i in range(360)}
     assert len({np.array(train[i][0]).tobytes() for i in range(1437)} & held_out) == 0
     assert {val[i][1] for i in range(360)} == set(range(10))
 
 
 def test_synthetic_is_the_same_each_time_and_tells_its_class():
-    first, again = datasets.load(data("synthetic")).train, datasets.load(data("synthetic")).train
+    first, again = load_images(data("synthetic")).train, load_images(data("synthetic")).train
     assert (np.array(first[5][0]) == np.array(again[5][0])).all()
     assert np.array(first[1][0]).mean() > np.array(first[0][0]).mean() + 50
 
 
 def test_folder_reads_what_lies_there(folder):
-    train, val = datasets.load(data("folder", folder))
+    train, val = load_images(data("folder", folder))
     assert len(train) == len(val) == 6 and train[5][1] == 1 and train[0][0].size == (24, 20)
-    grey = datasets.load(data("folder", folder, channels=1, mean=[0.5], std=[0.5])).train
+    grey = load_images(data("folder", folder, channels=1, mean=[0.5], std=[0.5])).train
     assert grey[0][0].mode == "L"
 
 
@@ -62,7 +68,7 @@ def test_greyscale_palette_and_alpha_files_come_as_rgb(folder):
     for index, mode in enumerate(("L", "P", "RGBA", "1", "I;16")):
         Image.new(mode, (20, 24)).save(folder / "train" / "cat" / f"{index}x.png")
     Image.new("CMYK", (20, 24)).save(folder / "train" / "cat" / "cmyk.jpg")
-    train = datasets.load(data("folder", folder)).train
+    train = load_images(data("folder", folder)).train
     assert {train[i][0].mode for i in range(len(train))} == {"RGB"}
 
 
@@ -71,14 +77,16 @@ GREY16 = np.linspace(0, 65535, 480, dtype=np.uint16).reshape(20, 24)
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "I;16", "CMYK", "YCbCr"])
 def test_odd_images_are_converted_as_pillow_does(folder, mode):
-    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 24, 4), dtype=np.uint8), "RGBA")
+    noise = Image.fromarray(
+        np.random.default_rng(1).integers(0, 256, (20, 24, 4), dtype=np.uint8), "RGBA"
+    )
     image = Image.fromarray(GREY16) if mode == "I;16" else noise.convert("RGB").convert(mode)
     if mode in ("RGBA", "LA"):
         image.putalpha(noise.getchannel("A"))
     path = folder / "train" / "cat" / ("0.jpg" if mode in ("CMYK", "YCbCr") else "0.png")
     (folder / "train" / "cat" / "0.png").unlink()
     image.save(path, **({"transparency": 3} if mode == "P" else {}))
-    ours = datasets.load(data("folder", folder)).train[0][0]
+    ours = load_images(data("folder", folder)).train[0][0]
     reference = datasets_folder.pil_loader(str(path))
     assert (ours.mode, ours.size) == ("RGB", (24, 20)) and ours.tobytes() == reference.tobytes()
 
@@ -87,21 +95,27 @@ def test_exif_does_not_turn_an_image_and_content_beats_the_ending(folder):
     path, exif = folder / "train" / "cat" / "0.png", Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("RGB", (24, 20), "red").save(path, "jpeg", exif=exif)
-    assert datasets.load(data("folder", folder)).train[0][0].size == (24, 20)
+    assert load_images(data("folder", folder)).train[0][0].size == (24, 20)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (7, 5)])
 def test_images_smaller_than_the_crop_are_enlarged(folder, size):
     for part in ("train", "val"):
         Image.new("RGB", size, (200, 100, 0)).save(folder / part / "cat" / "0.png")
-    recipe = recipes.load("folder_vit_ti", ["data.image_size=16", "data.classes=2", "evaluate.crop=0.875"], str(folder))
-    splits = datasets.load(recipe.data)
+    recipe = load_recipe(
+        "folder_vit_ti",
+        ["data.image_size=16", "data.classes=2", "evaluate.crop=0.875"],
+        str(folder),
+    )
+    splits = load_images(recipe.data)
     for images, transform in zip(
         splits, (augment.train_transform(recipe), augment.eval_transform(recipe)), strict=True
     ):
         view = transform(images[0][0])
         assert view.shape == (3, 16, 16) and bool(view.isfinite().all())
-    low = (torch.tensor([200, 100, 0]) / 255 - torch.tensor(recipe.data.mean)) / torch.tensor(recipe.data.std)
+    low = (torch.tensor([200, 100, 0]) / 255 - torch.tensor(recipe.data.mean)) / torch.tensor(
+        recipe.data.std
+    )
     assert torch.allclose(view.mean((1, 2)), low, atol=1e-5)  # one colour stays it
 
 
@@ -109,10 +123,12 @@ def test_files_are_ordered_as_text_below_their_class(folder):
     for name in ("x_1003.png", "x_101.png", "Z.png", "sub/a.png"):
         (folder / "train" / "cat" / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(folder / "train" / "cat" / name)
-    train = datasets.load(data("folder", folder)).train
+    train = load_images(data("folder", folder)).train
     names = ["0.png", "1.png", "2.png", "Z.png", "x_1003.png", "x_101.png", "sub/a.png"]
     assert [train.name(i) for i in range(7)] == [f"cat/{name}" for name in names]
-    assert [train.where(i) for i in range(10)] == [path for path, _ in ImageFolder(str(folder / "train")).samples]
+    assert [train.where(i) for i in range(10)] == [
+        path for path, _ in ImageFolder(str(folder / "train")).samples
+    ]
 
 
 def test_no_folder_given_missing_or_wrong(tmp_path):
@@ -133,7 +149,9 @@ def test_an_empty_class_folder_is_named(folder):
 
 def test_other_classes_in_validation_are_named(folder):
     (folder / "val" / "dog").rename(folder / "val" / "wolf")
-    assert "classes differ" in fails(data("folder", folder)) and "dog, wolf" in fails(data("folder", folder))
+    assert "classes differ" in fails(data("folder", folder)) and "dog, wolf" in fails(
+        data("folder", folder)
+    )
 
 
 def test_the_number_of_classes_is_checked(folder):
@@ -145,6 +163,8 @@ def test_the_number_of_classes_is_checked(folder):
 def test_an_unreadable_image_is_named(folder, content):
     path = folder / "train" / "cat" / "1.png"
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
-    train = datasets.load(data("folder", folder)).train
-    with pytest.raises(UserError, match=r"train/cat/1.png: cannot be read as an image .*; replace or remove it"):
+    train = load_images(data("folder", folder)).train
+    with pytest.raises(
+        UserError, match=r"train/cat/1.png: cannot be read as an image .*; replace or remove it"
+    ):
         train[1]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_tract.data import decode
-from deit_tract.data.decode import Decoded
-from deit_tract.data.readers import Folders, Tars
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.data.sets import decode
+from deit_tract.data.sets.decode import Decoded
+from deit_tract.data.sets.readers import Folders, Tars
 
 
 def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -39,7 +39,10 @@ def test_jpegs_decode_to_pils_pixels(tmp_path):
     pytest.importorskip("simplejpeg")
     files = {
         f"{width}x{height}_{quality}_{subsampling}_{progressive}.jpg": encoded(
-            smooth((width, height)), quality=quality, subsampling=subsampling, progressive=progressive
+            smooth((width, height)),
+            quality=quality,
+            subsampling=subsampling,
+            progressive=progressive,
         )
         for width, height in [(1, 1), (17, 33), (120, 90)]
         for quality in (30, 95)
@@ -79,7 +82,12 @@ def test_broken_files_are_pils_errors(tmp_path):
     whole = encoded(smooth((200, 150)))
     damaged = bytearray(whole)
     damaged[len(whole) // 2 : len(whole) // 2 + 40] = bytes(40)
-    files = {"a_damaged.jpg": bytes(damaged), "b_cut.jpg": whole[:-300], "c_empty.jpg": b"", "d_text.jpg": b"hello"}
+    files = {
+        "a_damaged.jpg": bytes(damaged),
+        "b_cut.jpg": whole[:-300],
+        "c_empty.jpg": b"",
+        "d_text.jpg": b"hello",
+    }
     images = folder(tmp_path, files)
     pixels = Decoded(images)
     assert (pixels[0][0] == np.array(images[0][0])).all(), "what PIL makes of it"
@@ -99,7 +107,9 @@ def test_without_simplejpeg_pil_decodes(tmp_path, monkeypatch):
 def test_greyscale_recipes_and_sets_in_memory_decode_with_pil(tmp_path):
     images = folder(tmp_path, {"a.jpg": encoded(smooth((40, 30)))})
     images.mode = "L"
-    assert (Decoded(images)[0][0] == np.array(images[0][0])).all() and Decoded(images)[0][0].ndim == 2
+    assert (Decoded(images)[0][0] == np.array(images[0][0])).all() and Decoded(images)[0][
+        0
+    ].ndim == 2
 
     class Held(Folders):
         def __getitem__(self, index: int):

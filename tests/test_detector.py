@@ -11,27 +11,34 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
-from deit_tract import detector, models, optim, tract
-from deit_tract import recipe as recipes
-from deit_tract.errors import UserError, UserErrors
+from deit_tract import tract
+from deit_tract.common.errors import UserError, UserErrors
+from deit_tract.models import detector
+from deit_tract.models import weights as weight_files
+from deit_tract.models.build import build_model
+from deit_tract.models.weights import load_weights
+from deit_tract.optim.build import build_optimizer, set_lr
+from deit_tract.recipe.resolve import Recipe, load_recipe
+from deit_tract.schedule.durations import total_steps
+from deit_tract.schedule.learning_rate import learning_rate
 
 NARROW = ("model.pretrained=false", "model.args.width=8", "model.args.fc=32", "data.name=synthetic",
           "data.image_size=128", "detect.max_size=200", "detect.anchor_sizes=[16, 32, 64]", "detect.rpn_min_size=1",
           "data.workers=0")  # fmt: skip
 
 
-def load(*overrides: str, name: str = "voc2007_frcnn_vgg16") -> recipes.Recipe:
-    return recipes.load(name, overrides)
+def load(*overrides: str, name: str = "voc2007_frcnn_vgg16") -> Recipe:
+    return load_recipe(name, overrides)
 
 
 def narrow(*overrides: str) -> detector.Detector:
-    return models.build(load(*NARROW, *overrides))
+    return build_model(load(*NARROW, *overrides))
 
 
 def full(name: str) -> detector.Detector:
     """The full model without numbers."""
     with torch.device("meta"):
-        return models.build(load(name=name))
+        return build_model(load(name=name))
 
 
 def trainable(net: nn.Module) -> int:
@@ -42,23 +49,34 @@ def trainable(net: nn.Module) -> int:
 
 
 def test_parameters_keys_and_groups_of_both_arms_and_the_frozen_one():
-    plain, with_tract, frozen = (full(f"voc2007_frcnn_vgg16{arm}") for arm in ("", "_tract", "_frozen"))
+    plain, with_tract, frozen = (
+        full(f"voc2007_frcnn_vgg16{arm}") for arm in ("", "_tract", "_frozen")
+    )
     vgg = 138_357_544 - 4_097_000  # without its last layer
     rpn = 512 * 512 * 9 + 512 + 513 * 9 * (1 + 4)
-    assert trainable(plain) == trainable(with_tract) == vgg + rpn + 4097 * 21 * (1 + 4) == 137_073_622
-    assert trainable(frozen) == 136_813_462 and sum(p.numel() for p in frozen.parameters()) == 137_073_622
+    assert (
+        trainable(plain) == trainable(with_tract) == vgg + rpn + 4097 * 21 * (1 + 4) == 137_073_622
+    )
+    assert (
+        trainable(frozen) == 136_813_462
+        and sum(p.numel() for p in frozen.parameters()) == 137_073_622
+    )
     assert plain.state_dict().keys() == with_tract.state_dict().keys() == frozen.state_dict().keys()
     assert [name for name, _ in tract.find(with_tract)] == ["backbone.0"] and not tract.find(plain)
     still = [name for name, value in frozen.named_parameters() if not value.requires_grad]
-    assert still == [f"backbone.{place}.{part}" for place in (0, 2, 5, 7) for part in ("weight", "bias")]
+    assert still == [
+        f"backbone.{place}.{part}" for place in (0, 2, 5, 7) for part in ("weight", "bias")
+    ]
     settings = load().optim
     for net, tensors in ((plain, 20), (with_tract, 20), (frozen, 16)):
-        optim.set_lr(optimizer := optim.build(settings, net), 1e-3)
+        set_lr(optimizer := build_optimizer(settings, net), 1e-3)
         biases, weights = sorted(optimizer.param_groups, key=lambda group: group["weight_decay"])
         assert (biases["lr"], biases["weight_decay"], biases["momentum"]) == (2e-3, 0.0, 0.9)
         assert (weights["lr"], weights["weight_decay"]) == (1e-3, 5e-4)
         assert len(biases["params"]) == len(weights["params"]) == tensors
-        assert all(value.ndim == 1 for value in biases["params"]) and all(v.ndim > 1 for v in weights["params"])
+        assert all(value.ndim == 1 for value in biases["params"]) and all(
+            v.ndim > 1 for v in weights["params"]
+        )
 
 
 def test_stride_16_at_600_by_1000_and_32_with_the_last_max_pool():
@@ -66,15 +84,22 @@ def test_stride_16_at_600_by_1000_and_32_with_the_last_max_pool():
     net = full("voc2007_frcnn_vgg16")
     assert net.backbone(image).shape == (1, 512, 37, 62)
     with torch.device("meta"):
-        deeper = models.build(load("detect.last_max_pool=true"))
-    assert deeper.backbone(image).shape == (1, 512, 18, 31) and deeper.roi_heads.box_roi_pool.scale == 1 / 32
-    anchors = models.build(load(*NARROW, "detect.anchor_sizes=[128, 256, 512]")).rpn.anchor_generator
-    (all_of_them,) = anchors(ImageList(torch.empty(1, 3, 600, 1000), [(600, 1000)]), [torch.empty(1, 64, 37, 62)])
+        deeper = build_model(load("detect.last_max_pool=true"))
+    assert (
+        deeper.backbone(image).shape == (1, 512, 18, 31)
+        and deeper.roi_heads.box_roi_pool.scale == 1 / 32
+    )
+    anchors = build_model(load(*NARROW, "detect.anchor_sizes=[128, 256, 512]")).rpn.anchor_generator
+    (all_of_them,) = anchors(
+        ImageList(torch.empty(1, 3, 600, 1000), [(600, 1000)]), [torch.empty(1, 64, 37, 62)]
+    )
     grid = all_of_them.reshape(37, 62, 9, 4)
     centres = (grid[..., :2] + grid[..., 2:]) / 2
     assert torch.equal(centres[3, 5, 0], torch.tensor([5 * 16 + 8.0, 3 * 16 + 8.0]))
     sides = grid[0, 0, :, 2:] - grid[0, 0, :, :2]
-    expected = [(size / ratio**0.5, size * ratio**0.5) for ratio in (0.5, 1, 2) for size in (128, 256, 512)]
+    expected = [
+        (size / ratio**0.5, size * ratio**0.5) for ratio in (0.5, 1, 2) for size in (128, 256, 512)
+    ]
     torch.testing.assert_close(sides, torch.tensor(expected))
 
 
@@ -85,8 +110,15 @@ def test_settings_reach_torchvisions_parts():
         {"training": 12000, "testing": 6000},
         {"training": 2000, "testing": 300},
     )
-    assert (rpn.nms_thresh, rpn.min_size) == (0.7, 16) and rpn.fg_bg_sampler.batch_size_per_image == 256
-    assert (heads.score_thresh, heads.nms_thresh, heads.box_coder.weights) == (0.05, 0.3, (10, 10, 5, 5))
+    assert (rpn.nms_thresh, rpn.min_size) == (
+        0.7,
+        16,
+    ) and rpn.fg_bg_sampler.batch_size_per_image == 256
+    assert (heads.score_thresh, heads.nms_thresh, heads.box_coder.weights) == (
+        0.05,
+        0.3,
+        (10, 10, 5, 5),
+    )
     assert heads.fg_bg_sampler.batch_size_per_image == 128 and heads.detections_per_img > 300 * 20
     transform = net.transform
     assert (transform.min_size, transform.max_size, transform.size_divisible) == ((600,), 1000, 1)
@@ -94,9 +126,11 @@ def test_settings_reach_torchvisions_parts():
 
 def test_the_rate_falls_after_ten_of_fourteen_epochs():
     recipe = load()
-    lr = optim.learning_rate(recipe, 5011)
-    assert optim.total_steps(recipe.schedule, 5011) == 70_154
-    assert [lr(step) for step in (0, 50_109, 50_110, 70_153)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+    lr = learning_rate(recipe, 5011)
+    assert total_steps(recipe.schedule, 5011) == 70_154
+    assert [lr(step) for step in (0, 50_109, 50_110, 70_153)] == pytest.approx(
+        [1e-3, 1e-3, 1e-4, 1e-4]
+    )
 
 
 # ---- beside torchvision ----------------------------------------------------------------------------------------------
@@ -122,7 +156,12 @@ def test_with_torchvisions_choices_it_is_torchvisions_faster_rcnn(tract):
     nn.init.normal_(ours.roi_heads.box_predictor.cls_score.weight, std=0.3)
     theirs.load_state_dict(ours.state_dict())
     images = [torch.rand(3, 128, 160)]
-    targets = [{"boxes": torch.tensor([[10.0, 10, 60, 70], [80, 30, 150, 120]]), "labels": torch.tensor([3, 20])}]
+    targets = [
+        {
+            "boxes": torch.tensor([[10.0, 10, 60, 70], [80, 30, 150, 120]]),
+            "labels": torch.tensor([3, 20]),
+        }
+    ]
     losses = []
     for net in (ours, theirs):
         torch.manual_seed(0)
@@ -132,7 +171,9 @@ def test_with_torchvisions_choices_it_is_torchvisions_faster_rcnn(tract):
     )
     with torch.no_grad():
         found = [net.eval()(images)[0] for net in (ours, theirs)]
-    assert len(found[0]["boxes"]) > 5 and all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    assert len(found[0]["boxes"]) > 5 and all(
+        torch.equal(found[0][key], found[1][key]) for key in found[0]
+    )
 
 
 # ---- own parts -------------------------------------------------------------------------------------------------------
@@ -198,7 +239,10 @@ def test_roi_pool_takes_the_largest_value_of_each_cell():
 def test_start_values():
     net = narrow("model.args.fc=256")
     predictor = net.roi_heads.box_predictor
-    spread = [layer.weight.std().item() for layer in (predictor.cls_score, predictor.bbox_pred, net.rpn.head.bbox_pred)]
+    spread = [
+        layer.weight.std().item()
+        for layer in (predictor.cls_score, predictor.bbox_pred, net.rpn.head.bbox_pred)
+    ]
     assert spread == pytest.approx([0.01, 0.001, 0.01], rel=0.1)
     assert not predictor.cls_score.bias.any() and not predictor.bbox_pred.bias.any()
     plain = narrow("detect.predictor_init=torch").roi_heads.box_predictor
@@ -215,7 +259,10 @@ def test_dropout_is_in_training_alone():
 @pytest.mark.parametrize("boxes", [[], [[10.0, 10, 60, 70]]])
 def test_photos_without_objects_train_without_nan(boxes):
     net = narrow().train()
-    target = {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.ones(len(boxes), dtype=torch.int64)}
+    target = {
+        "boxes": torch.tensor(boxes).reshape(-1, 4),
+        "labels": torch.ones(len(boxes), dtype=torch.int64),
+    }
     losses = net([torch.rand(3, 128, 150)], [target])
     sum(losses.values()).backward()
     assert all(value.isfinite() for value in losses.values())
@@ -249,7 +296,9 @@ def test_tract_changes_the_first_weights_gradient_alone():
         torch.manual_seed(0)
         sum(net([image], [target]).values()).backward()
         grads[name] = {key: parameter.grad for key, parameter in net.named_parameters()}
-    changed = [key for key in grads["plain"] if not torch.equal(grads["plain"][key], grads["tract"][key])]
+    changed = [
+        key for key in grads["plain"] if not torch.equal(grads["plain"][key], grads["tract"][key])
+    ]
     assert changed == ["backbone.0.weight"]
     seen, _ = net.transform([image])
     rows = F.unfold(seen.tensors.double(), 3, padding=1)[0].T
@@ -275,7 +324,10 @@ def small_vgg(width: int = 8, fc: int = 32) -> dict[str, torch.Tensor]:
     state = {key.replace("backbone.", "features."): torch.randn_like(value) for key, value in net.state_dict().items()
              if key.startswith("backbone.")}  # fmt: skip
     for name, shape in (("0", (fc, 8 * width * 49)), ("3", (fc, fc)), ("6", (1000, fc))):
-        state |= {f"classifier.{name}.weight": torch.randn(shape), f"classifier.{name}.bias": torch.randn(shape[0])}
+        state |= {
+            f"classifier.{name}.weight": torch.randn(shape),
+            f"classifier.{name}.bias": torch.randn(shape[0]),
+        }
     return state
 
 
@@ -283,14 +335,22 @@ def test_the_names_are_those_of_torchvisions_vgg16():
     with torch.device("meta"):
         theirs = vgg16()
     ours = full("voc2007_frcnn_vgg16").state_dict()
-    shapes = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("classifier.6")}
+    shapes = {
+        key: value.shape
+        for key, value in theirs.state_dict().items()
+        if not key.startswith("classifier.6")
+    }
     renamed = {"features.": "backbone.", "classifier.0": "roi_heads.box_head.fc6"}
     renamed["classifier.3"] = "roi_heads.box_head.fc7"
     for key, shape in shapes.items():
         for old, new in renamed.items():
             key = key.replace(old, new)
         assert ours[key].shape == shape
-    assert len(shapes) == 30 == sum(key.startswith(("backbone.", "roi_heads.box_head.")) for key in ours)
+    assert (
+        len(shapes)
+        == 30
+        == sum(key.startswith(("backbone.", "roi_heads.box_head.")) for key in ours)
+    )
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
@@ -298,7 +358,7 @@ def test_vgg16s_weights_fill_backbone_and_head(tmp_path, ending):
     state, path, net = small_vgg(), tmp_path / f"vgg16{ending}", narrow()
     torch.save(state, path) if ending == ".pth" else save_file(state, path)
     fresh = net.roi_heads.box_predictor.cls_score.weight.clone()
-    models.load_weights(net, str(path))
+    load_weights(net, str(path))
     ours = net.state_dict()
     assert torch.equal(ours["backbone.28.weight"], state["features.28.weight"])
     assert torch.equal(ours["roi_heads.box_head.fc6.weight"], state["classifier.0.weight"])
@@ -310,13 +370,16 @@ def test_timms_vgg16_has_its_linear_layers_as_convolutions(tmp_path):
     state = small_vgg()
     timms = {key: value for key, value in state.items() if key.startswith("features.")}
     timms |= {"pre_logits.fc1.weight": state["classifier.0.weight"].reshape(32, 64, 7, 7)}
-    timms |= {"pre_logits.fc1.bias": state["classifier.0.bias"], "pre_logits.fc2.bias": state["classifier.3.bias"]}
+    timms |= {
+        "pre_logits.fc1.bias": state["classifier.0.bias"],
+        "pre_logits.fc2.bias": state["classifier.3.bias"],
+    }
     timms |= {"pre_logits.fc2.weight": state["classifier.3.weight"].reshape(32, 32, 1, 1)}
     timms |= {"head.fc.weight": torch.randn(1000, 32), "head.fc.bias": torch.randn(1000)}
     nets = narrow(), narrow()
     for net, weights, name in zip(nets, (state, timms), "ab", strict=True):
         torch.save(weights, tmp_path / name)
-        models.load_weights(net, str(tmp_path / name))
+        load_weights(net, str(tmp_path / name))
     ours, theirs = (net.state_dict() for net in nets)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -325,17 +388,25 @@ def test_a_detectors_own_weights_are_loaded_whole(tmp_path):
     torch.manual_seed(0)
     source, net = narrow("seed=1"), narrow("model.tract=0.1")
     save_file(source.state_dict(), tmp_path / "model.safetensors")
-    models.load_weights(net, str(tmp_path / "model.safetensors"))
-    assert all(torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items())
+    load_weights(net, str(tmp_path / "model.safetensors"))
+    assert all(
+        torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda state: state.pop("features.5.bias"), "lacks backbone.5.bias"),
-        (lambda state: state.update({"features.31.weight": torch.zeros(1)}), "has unexpected backbone.31.weight"),
+        (
+            lambda state: state.update({"features.31.weight": torch.zeros(1)}),
+            "has unexpected backbone.31.weight",
+        ),
         (lambda state: state.update(small_vgg(16)), "has other shapes for backbone.0.bias"),
-        (lambda state: state["classifier.3.weight"].fill_(float("nan")), "classifier.3.weight holds no numbers"),
+        (
+            lambda state: state["classifier.3.weight"].fill_(float("nan")),
+            "classifier.3.weight holds no numbers",
+        ),
     ],
 )
 def test_other_weights_are_refused(tmp_path, change, message):
@@ -343,7 +414,7 @@ def test_other_weights_are_refused(tmp_path, change, message):
     change(state)
     torch.save(state, tmp_path / "vgg16.pth")
     with pytest.raises(UserError, match=message):
-        models.load_weights(narrow(), str(tmp_path / "vgg16.pth"))
+        load_weights(narrow(), str(tmp_path / "vgg16.pth"))
 
 
 def test_torchvisions_hub_is_asked_by_name(monkeypatch):
@@ -353,19 +424,22 @@ def test_torchvisions_hub_is_asked_by_name(monkeypatch):
         def get_state_dict(self, **options):
             return state
 
-    monkeypatch.setattr(models, "get_weight", lambda name: asked.append(name) or Weights())
+    monkeypatch.setattr(weight_files, "get_weight", lambda name: asked.append(name) or Weights())
     net = narrow()
-    models.load_weights(net, "torchvision:VGG16_Weights.IMAGENET1K_V1")
+    load_weights(net, "torchvision:VGG16_Weights.IMAGENET1K_V1")
     assert asked == ["VGG16_Weights.IMAGENET1K_V1"]
     assert torch.equal(net.backbone[0].weight, state["features.0.weight"])
     monkeypatch.undo()
     with pytest.raises(UserError, match="cannot be read as weights"):
-        models.load_weights(net, "torchvision:VGG16_Weights.NOTHING")
+        load_weights(net, "torchvision:VGG16_Weights.NOTHING")
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("model.args.depth=3", "fasterrcnn_vgg16 has no 'depth'"), ("model.args.width=0", "0 is no number of channels")],
+    [
+        ("model.args.depth=3", "fasterrcnn_vgg16 has no 'depth'"),
+        ("model.args.width=0", "0 is no number of channels"),
+    ],
 )
 def test_arguments_it_does_not_have(setting, message):
     with pytest.raises(UserError, match=message):

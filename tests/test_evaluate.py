@@ -4,14 +4,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from deit_tract import recipe as recipes
-from deit_tract.evaluate import evaluate
+from deit_tract.recipe.resolve import load_recipe
 from deit_tract.tasks.classify import Classify
+from deit_tract.train.evaluate import evaluate
 
 
 @pytest.mark.parametrize("size", [1, 7, 360, 1000])
 def test_batches_do_not_matter(size):
-    recipe = recipes.load("quickstart", [f"evaluate.batch_size={size}"])
+    recipe = load_recipe("quickstart", [f"evaluate.batch_size={size}"])
     task = Classify(recipe)
     images = torch.stack([task.eval_transform(task.val_data[i][0]) for i in range(360)])
     labels = torch.tensor([task.val_data[i][1] for i in range(360)])
@@ -22,9 +22,11 @@ def test_batches_do_not_matter(size):
 
 
 def test_a_lost_sample_is_noticed(monkeypatch):
-    recipe = recipes.load("quickstart")
+    recipe = load_recipe("quickstart")
     task = Classify(recipe)
     count = task.evaluate
-    monkeypatch.setattr(task, "evaluate", lambda model, batch: count(model, [part[1:] for part in batch]))
+    monkeypatch.setattr(
+        task, "evaluate", lambda model, batch: count(model, [part[1:] for part in batch])
+    )
     with pytest.raises(AssertionError, match="of 360 samples"):
         evaluate(task, task.bare, recipe, Accelerator(cpu=True))

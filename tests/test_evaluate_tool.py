@@ -17,18 +17,34 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
 
-from deit_tract import measures, models, trained
-from deit_tract import recipe as recipes
-from deit_tract.data import held_out
-from deit_tract.errors import UserError
-from deit_tract.measures import Samples
-from deit_tract.schema import Data
-from deit_tract.tasks.predictions import in_order
+from deit_tract.common.errors import UserError
+from deit_tract.data.sets import held_out
+from deit_tract.evaluators import measures
+from deit_tract.evaluators.classification import in_order
+from deit_tract.evaluators.measures import Samples
+from deit_tract.models.build import build_model
+from deit_tract.models.drop_path import DropPath
+from deit_tract.models.weights import load_weights
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.settings.recipe import Data
+from deit_tract.results import trained
 
 OFFICIAL = ImageNetInfo().label_names()
 TOOL = "tools/evaluate.py"
-LEARN = ("loss.name=ce", "mix.prob=0.0", "optim.name=adamw", "optim.lr=5e-3", "augment.repeats=1", "batch.lanes=1")
-LEARN += ("model.args.depth=1", "model.args.init_values=0.1", "schedule.warmup_steps=5", "log.every_steps=1000")
+LEARN = (
+    "loss.name=ce",
+    "mix.prob=0.0",
+    "optim.name=adamw",
+    "optim.lr=5e-3",
+    "augment.repeats=1",
+    "batch.lanes=1",
+)
+LEARN += (
+    "model.args.depth=1",
+    "model.args.init_values=0.1",
+    "schedule.warmup_steps=5",
+    "log.every_steps=1000",
+)
 OVERRIDES = short(60, *LEARN, "ema.decay=0.9", "evaluate.every_steps=30", "save.every_steps=30")
 
 
@@ -76,7 +92,9 @@ def same(found: dict, record: dict, prefix: str = "") -> bool:
 
 def test_a_runs_numbers_come_back_to_the_last_bit(evaluate, digits):
     folder, records = digits
-    assert records[60]["top1"] > 30 and records[30] != records[60], "a model that has learnt nothing shows nothing"
+    assert records[60]["top1"] > 30 and records[30] != records[60], (
+        "a model that has learnt nothing shows nothing"
+    )
     for step, prefix, options in (
         (60, "", ()),
         (30, "", ("--step", 30)),
@@ -84,13 +102,18 @@ def test_a_runs_numbers_come_back_to_the_last_bit(evaluate, digits):
         (30, "ema_", ("--step", 30, "--ema")),
     ):
         out, found = evaluate(folder, *options)
-        assert same(found, records[step], prefix) and found["step"] == step and found["count"] == 360
+        assert (
+            same(found, records[step], prefix) and found["step"] == step and found["count"] == 360
+        )
         assert f"top-1 {found['top1']:.2f} %" in out and found["images_per_s"] > 0
 
 
 def deit_names(state: dict) -> dict:
     """A state dict as DeiT-III's files have it."""
-    return {key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for key, v in state.items()}
+    return {
+        key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v
+        for key, v in state.items()
+    }
 
 
 def test_the_same_weights_from_every_place(evaluate, digits, tmp_path):
@@ -138,12 +161,21 @@ def test_bf16(evaluate, digits):
     _, found = evaluate(digits[0], "--precision", "bf16")
     exact = digits[1][60]
     assert found["precision"] == "bf16" and found["count"] == 360
-    assert found["val_loss"] != exact["val_loss"] and found["val_loss"] == pytest.approx(exact["val_loss"], abs=0.05)
+    assert found["val_loss"] != exact["val_loss"] and found["val_loss"] == pytest.approx(
+        exact["val_loss"], abs=0.05
+    )
 
 
 @pytest.mark.slow
 def test_processes_do_not_matter(evaluate, digits, tmp_path):
-    options = ("--batch-size", "70", "--per-class", "--calibration", "--confusion", str(tmp_path / "c.png"))
+    options = (
+        "--batch-size",
+        "70",
+        "--per-class",
+        "--calibration",
+        "--confusion",
+        str(tmp_path / "c.png"),
+    )
     found = [evaluate(digits[0], *options)[1]]
     for processes in (2, 3):
         file = tmp_path / f"{processes}.json"
@@ -154,7 +186,9 @@ def test_processes_do_not_matter(evaluate, digits, tmp_path):
     for other in found[1:]:
         for key in ("count", "top1", "top5", "per_class", "confusion"):
             assert other[key] == found[0][key], key
-        assert [row["count"] for row in other["calibration"]] == [row["count"] for row in found[0]["calibration"]]
+        assert [row["count"] for row in other["calibration"]] == [
+            row["count"] for row in found[0]["calibration"]
+        ]
         assert other["val_loss"] == pytest.approx(found[0]["val_loss"], rel=1e-6)
         assert other["ece"] == pytest.approx(found[0]["ece"], rel=1e-6)
 
@@ -194,10 +228,16 @@ def test_confusion_by_hand():
 def test_calibration_by_hand():
     # bins of 1/15: 0.95 in the last but none, (0.9333, 1]; 0.55 in (0.5333, 0.6]; 0.35 in (0.3333, 0.4]
     error, bins = measures.calibration(HAND)
-    assert [(number, row.count) for number, row in enumerate(bins) if row.count] == [(5, 4), (8, 3), (14, 3)]
+    assert [(number, row.count) for number, row in enumerate(bins) if row.count] == [
+        (5, 4),
+        (8, 3),
+        (14, 3),
+    ]
     assert [round(row.top1, 4) for row in bins if row.count] == [50.0, 33.3333, 66.6667]
     assert [round(row.confidence, 4) for row in bins if row.count] == [35.0, 55.0, 95.0]
-    assert error == pytest.approx((4 * (50 - 35) + 3 * (55 - 100 / 3) + 3 * (95 - 200 / 3)) / 10, abs=1e-5)
+    assert error == pytest.approx(
+        (4 * (50 - 35) + 3 * (55 - 100 / 3) + 3 * (95 - 200 / 3)) / 10, abs=1e-5
+    )
     assert measures.calibration(HAND, bins=1)[0] == pytest.approx(abs(50 - 59.0), abs=1e-5)
 
 
@@ -209,7 +249,10 @@ def test_a_bin_has_its_upper_end():
 def test_samples_of_all_processes_come_in_the_sets_order():
     whole = Samples(np.arange(7), np.arange(14).reshape(7, 2), np.arange(7) / 7)
     for processes in (1, 2, 3, 7, 9):  # of nine, two have none
-        shares = [[column[rank::processes] for column in whole] if rank < 7 else [] for rank in range(processes)]
+        shares = [
+            [column[rank::processes] for column in whole] if rank < 7 else []
+            for rank in range(processes)
+        ]
         assert all(map(np.array_equal, in_order(shares), whole))
 
 
@@ -233,16 +276,23 @@ def thousand(tmp_path_factory):
     folder = tmp_path_factory.mktemp("thousand")
     recipe = folder / "thousand.yaml"
     recipe.write_text("base: quickstart\ndata: {name: imagenet, classes: 1000, workers: 0}\n")
-    net = models.build(recipes.load(str(recipe))).eval()
+    net = build_model(load_recipe(str(recipe))).eval()
     with torch.no_grad():
         net.head.weight.normal_(generator=torch.Generator().manual_seed(0))
         images = (torch.from_numpy(noise(60)) / 255 - 0.3)[:, None] / 0.38
-        found, wanted = net(images).argmax(1).unique().tolist(), [2, 10, 999, 1, 100, 20, 3, 11, 111, 5]
-        assert len(found) >= 4  # of the few classes that noise is taken for, some shall be of one digit, some of more
+        found, wanted = (
+            net(images).argmax(1).unique().tolist(),
+            [2, 10, 999, 1, 100, 20, 3, 11, 111, 5],
+        )
+        assert (
+            len(found) >= 4
+        )  # of the few classes that noise is taken for, some shall be of one digit, some of more
         rows = dict(zip(wanted, found, strict=False))
         others = iter(sorted(set(range(1000)) - set(rows.values())))
         net.head.weight.copy_(
-            net.head.weight[[rows[label] if label in rows else next(others) for label in range(1000)]].clone()
+            net.head.weight[
+                [rows[label] if label in rows else next(others) for label in range(1000)]
+            ].clone()
         )
     save_file(net.state_dict(), folder / "w.safetensors")
 
@@ -267,12 +317,16 @@ def test_imagenet_v2s_folders_are_numbers_not_texts(evaluate, refused, thousand,
             label, wrong = (label + 1) % 1000, wrong + 1
         picture(tmp_path / "v2" / str(label) / f"{number}.jpeg", pixels)
     inside = [int(path.name) for path in (tmp_path / "v2").iterdir()]
-    assert sorted(inside) != [int(name) for name in sorted(map(str, inside))], "text order would not show"
+    assert sorted(inside) != [int(name) for name in sorted(map(str, inside))], (
+        "text order would not show"
+    )
     options = ("--data", "imagenet_v2", "--data-dir", tmp_path / "v2")
     _, found = evaluate(*source, *options, "--no-verify", "--per-class")
     assert (found["count"], found["top1"]) == (60, 100 * (60 - wrong) / 60)
     assert found["per_class"][inside[0]]["name"].startswith(OFFICIAL[inside[0]])
-    assert "60 images of " in refused(*source, *options) and "--no-verify for a part" in refused(*source, *options)
+    assert "60 images of " in refused(*source, *options) and "--no-verify for a part" in refused(
+        *source, *options
+    )
     (tmp_path / "above").mkdir()
     (tmp_path / "v2").rename(tmp_path / "above" / "imagenetv2-top-images-format-val")
     line = refused(*source, "--data", "imagenet_v2", "--data-dir", tmp_path / "above")
@@ -283,28 +337,35 @@ def test_a_renamed_imagenet_v2_is_the_same(tmp_path):
     for label in (10, 2, 999):
         picture(tmp_path / OFFICIAL[label] / "x.jpeg", noise(1)[0])
     data = Data(name="imagenet", dir=str(tmp_path), image_size=8, classes=1000, verify=False)
-    assert sorted(held_out.load(held_out.V2, data).labels.tolist()) == [2, 10, 999]
+    assert sorted(held_out.load_validation(held_out.V2, data).labels.tolist()) == [2, 10, 999]
     picture(tmp_path / "cat" / "x.jpeg", noise(1)[0])
     with pytest.raises(UserError, match="1 of 4 folders are no class of ImageNet-1k: cat"):
-        held_out.load(held_out.V2, data)
+        held_out.load_validation(held_out.V2, data)
 
 
 def test_reals_answers_belong_to_the_images_numbers(evaluate, refused, thousand, tmp_path):
     source, predict = thousand
     answers: list[list[int]] = [[] for _ in range(1000)]
-    numbers = np.random.default_rng(1).permutation(1000)  # a number is not the image's place in the sorted classes
+    numbers = np.random.default_rng(1).permutation(
+        1000
+    )  # a number is not the image's place in the sorted classes
     right = {}
     for synset, number, pixels in zip(OFFICIAL, numbers.tolist(), noise(1000), strict=True):
         picture(tmp_path / "val" / synset / f"ILSVRC2012_val_{number + 1:08d}.JPEG", pixels)
         if number % 4:
             right[number] = number % 3 == 0
-            answers[number] = [7, predict(pixels)] if right[number] else [(predict(pixels) + 1) % 1000]
+            answers[number] = (
+                [7, predict(pixels)] if right[number] else [(predict(pixels) + 1) % 1000]
+            )
     file = tmp_path / "real.json"
     file.write_text(json.dumps(answers))
     options = ("--data-dir", tmp_path, "--no-verify")  # no train/: it is not needed
     out, found = evaluate(*source, *options, "--real", file)
     assert found["count"] == 1000 and found["real_count"] == len(right) == 750
-    assert found["real_top1"] == pytest.approx(100 * sum(right.values()) / 750) and "ReaL: top-1" in out
+    assert (
+        found["real_top1"] == pytest.approx(100 * sum(right.values()) / 750)
+        and "ReaL: top-1" in out
+    )
     with pytest.raises(UserError, match="1,000 entries, ReaL has 50,000"):
         held_out.real(file, None, whole=True)
     file.write_text(json.dumps(answers[:999]))
@@ -345,7 +406,8 @@ def test_deits_file_by_timms_name(evaluate, photos, tmp_path):
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.05)  # gammas that matter
     state = {
-        key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for key, v in net.state_dict().items()
+        key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v
+        for key, v in net.state_dict().items()
     }
     torch.save({"model": state}, tmp_path / "deit.pth")
     assert "blocks.0.gamma_1" in state
@@ -357,7 +419,7 @@ def test_deits_file_by_timms_name(evaluate, photos, tmp_path):
     assert found["val_loss"] == pytest.approx(expected(net, photos, crop_pct=0.7), rel=1e-5)
     _, found = evaluate(tmp_path / "deit.pth", *options, "--image-size", 192)
     larger = timm.create_model("test_vit2", num_classes=3, img_size=192)
-    models.load_weights(larger, str(tmp_path / "deit.pth"))
+    load_weights(larger, str(tmp_path / "deit.pth"))
     sized = expected(larger, photos, input_size=(3, 192, 192))
     assert found["val_loss"] == pytest.approx(sized, rel=1e-5) and found["image_size"] == 192
 
@@ -367,12 +429,16 @@ def test_timms_own_weights(evaluate, refused, photos, tmp_path, monkeypatch):
     net = timm.create_model("test_vit2", num_classes=3)
     save_file(net.state_dict(), tmp_path / "timm.safetensors")
     known, name = timm.models._registry._model_pretrained_cfgs, "test_vit2.r160_in1k"
-    local = dataclasses.replace(known[name], file=str(tmp_path / "timm.safetensors"), num_classes=3, hf_hub_id=None)
+    local = dataclasses.replace(
+        known[name], file=str(tmp_path / "timm.safetensors"), num_classes=3, hf_hub_id=None
+    )
     monkeypatch.setitem(known, name, local)
     options = ("--data", "folder", "--data-dir", photos)
     _, found = evaluate(f"timm:{name}", *options)
     assert found["val_loss"] == pytest.approx(expected(net, photos), rel=1e-5)
-    monkeypatch.setitem(known, name, dataclasses.replace(local, file=str(tmp_path / "gone.safetensors")))
+    monkeypatch.setitem(
+        known, name, dataclasses.replace(local, file=str(tmp_path / "gone.safetensors"))
+    )
     assert refused(f"timm:{name}", *options).startswith(f"timm:{name}: timm cannot load {name} (")
 
 
@@ -385,7 +451,10 @@ def test_timms_own_weights(evaluate, refused, photos, tmp_path, monkeypatch):
         (["RUN", "--step", 7], "has no checkpoint of step 7; it has 30, 60"),
         (["RUN", "--data", "digitz"], "invalid choice: 'digitz'"),
         (["RUN", "--data", "folder"], "--data folder: lies on disk; give --data-dir DIR"),
-        (["RUN", "--data", "folder", "--data-dir", "PHOTOS"], "number of classes is 10, but the data has 3"),
+        (
+            ["RUN", "--data", "folder", "--data-dir", "PHOTOS"],
+            "number of classes is 10, but the data has 3",
+        ),
         (["RUN", "--real", "x.json", "--data", "digits"], "--real: its labels are for ImageNet's"),
         (["RUN", "--model", "test_vit2"], "--model: RUN leaves no choice of it; leave out --model"),
         (["RUN", "--crop", 0], "--crop: 0.0 is no fraction"),
@@ -400,7 +469,10 @@ def test_timms_own_weights(evaluate, refused, photos, tmp_path, monkeypatch):
         (["test_vit"], "test_vit: no such run or file; is it timm:NAME?"),
         (["WEIGHTS"], "does not say which model it is of; give --model NAME of timm, or --recipe"),
         (["WEIGHTS", "--model", "test_vit2", "--data", "digits"], "lacks "),
-        (["WEIGHTS", "--model", "test_vit2", "--recipe", "quickstart"], "both say what the weights are of"),
+        (
+            ["WEIGHTS", "--model", "test_vit2", "--recipe", "quickstart"],
+            "both say what the weights are of",
+        ),
         (["WEIGHTS", "--recipe", "quickstart", "--ema"], "--ema: WEIGHTS leaves no choice of it"),
     ],
 )
@@ -426,7 +498,9 @@ def test_a_run_without_averaged_weights_or_checkpoint(refused, digits, tmp_path)
     for file in (digits[0] / "checkpoints" / place.name).iterdir():
         (place / file.name).write_bytes(file.read_bytes())
     (place / "model.safetensors").write_bytes(b"cut off")
-    assert "is not whole (model.safetensors is truncated or changed); choose another" in refused(other, "--step", 30)
+    assert "is not whole (model.safetensors is truncated or changed); choose another" in refused(
+        other, "--step", 30
+    )
     progress = json.loads((place / "progress.json").read_text())
     del progress["files"]["ema.safetensors"], progress["files"]["model.safetensors"]
     (place / "progress.json").write_text(json.dumps(progress))
@@ -437,4 +511,4 @@ def test_a_run_without_averaged_weights_or_checkpoint(refused, digits, tmp_path)
 def test_a_trained_model_is_plain_timm(digits):
     net = trained.find(str(digits[0])).net
     assert type(net.patch_embed.proj) is torch.nn.Conv2d and not net.training
-    assert not [layer for layer in net.modules() if isinstance(layer, models.DropPath)]
+    assert not [layer for layer in net.modules() if isinstance(layer, DropPath)]

@@ -19,19 +19,25 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 
-from deit_tract import export, models, trained
-from deit_tract import recipe as recipes
-from deit_tract.data import augment
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.data.transforms import augment
+from deit_tract.models.build import build_model
+from deit_tract.recipe.describe import differences, explain
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.results import export, trained
 
-STEPS = short(4, "ema.decay=0.5", "save.every_steps=2", "evaluate.every_steps=2", "log.every_steps=1000")
+STEPS = short(
+    4, "ema.decay=0.5", "save.every_steps=2", "evaluate.every_steps=2", "log.every_steps=1000"
+)
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """A run of four steps on the digits with checkpoints and evaluations at 2 and 4; every option of the model set."""
     folder = tmp_path_factory.mktemp("digits")
-    train(folder, *STEPS, "model.drop_path=0.3", "model.args.proj_drop_rate=0.1", "evaluate.crop=0.7")
+    train(
+        folder, *STEPS, "model.drop_path=0.3", "model.args.proj_drop_rate=0.1", "evaluate.crop=0.7"
+    )
     return folder
 
 
@@ -67,7 +73,7 @@ def loaded(folder: Path) -> torch.nn.Module:
 
 def as_trained(run: Path, weights: str) -> torch.nn.Module:
     """The model as the loop has it: with TrAct and drop path, in eval mode."""
-    net = models.build(recipes.load(str(run / "recipe.yaml")))
+    net = build_model(load_recipe(str(run / "recipe.yaml")))
     net.load_state_dict(load_file(run / "checkpoints" / weights))
     return net.eval()
 
@@ -98,20 +104,31 @@ def test_nothing_of_tract_is_in_it(run_tool, digits, tmp_path):
         "README.md",
     }
     config = json.loads((tmp_path / "config.json").read_text())
-    plain = timm.create_model(config["architecture"], img_size=8, in_chans=1, num_classes=10, **config["model_args"])
+    plain = timm.create_model(
+        config["architecture"], img_size=8, in_chans=1, num_classes=10, **config["model_args"]
+    )
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(plain.state_dict()) and file.metadata() == {"format": "pt"}
     assert "tract" not in (tmp_path / "config.json").read_text().lower()
     assert not [key for key in config["model_args"] if "rate" in key]
     # the keys that timm 1.0.26 knows: it raises on others
-    known = {"num_classes", "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
+    known = {
+        "num_classes",
+        "input_size",
+        "fixed_input_size",
+        "interpolation",
+        "crop_pct",
+        "crop_mode",
+        "mean",
+        "std",
+    }
     assert set(config["pretrained_cfg"]) == known | {"pool_size", "first_conv", "classifier"}
 
 
 def test_timm_prepares_images_as_the_evaluation_does(run_tool, digits, tmp_path):
     run_tool(digits, tmp_path)
     config = resolve_model_data_config(loaded(tmp_path))
-    ours = augment.eval_transform(recipes.load(str(digits / "recipe.yaml")))
+    ours = augment.eval_transform(load_recipe(str(digits / "recipe.yaml")))
     image = Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 31), dtype=np.uint8))
     assert torch.equal(create_transform(**config)(image), ours(image))
 
@@ -119,14 +136,25 @@ def test_timm_prepares_images_as_the_evaluation_does(run_tool, digits, tmp_path)
 @given(st.integers(4, 600), st.floats(0.05, 1))
 def test_timms_crop_has_our_rounding(size, crop):
     fraction = export.crop_pct(size, crop)
-    assert math.floor(size / fraction) == round(size / crop) and fraction == pytest.approx(crop, rel=1 / size)
+    assert math.floor(size / fraction) == round(size / crop) and fraction == pytest.approx(
+        crop, rel=1 / size
+    )
     if math.floor(size / crop) == round(size / crop):
         assert fraction == crop
 
 
 def test_the_tool_that_evaluates_finds_the_runs_numbers(run_tool, digits, tmp_path):
     run_tool(digits, tmp_path / "out", "--ema")
-    run_tool(tmp_path / "out", "--data", "digits", "--workers", 0, "--json", tmp_path / "a.json", tool="evaluate")
+    run_tool(
+        tmp_path / "out",
+        "--data",
+        "digits",
+        "--workers",
+        0,
+        "--json",
+        tmp_path / "a.json",
+        tool="evaluate",
+    )
     run_tool(digits, "--ema", "--json", tmp_path / "b.json", tool="evaluate")
     ours, theirs = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     assert all(ours[key] == theirs[key] for key in ("count", "top1", "top5", "val_loss"))
@@ -134,12 +162,15 @@ def test_the_tool_that_evaluates_finds_the_runs_numbers(run_tool, digits, tmp_pa
 
 def test_the_recipe_and_the_numbers_travel_along(run_tool, digits, tmp_path):
     run_tool(digits, tmp_path, "--step", 2)
-    ours, theirs = (recipes.load(str(folder / "recipe.yaml")) for folder in (digits, tmp_path))
-    assert recipes.differences(ours, theirs) == []
+    ours, theirs = (load_recipe(str(folder / "recipe.yaml")) for folder in (digits, tmp_path))
+    assert differences(ours, theirs) == []
     records = [json.loads(line) for line in (digits / "metrics.jsonl").read_text().splitlines()]
     reached = next(record for record in records if record["step"] == 2 and "top1" in record)
     card = (tmp_path / "README.md").read_text()
-    assert f"top-1 {reached['top1']:.2f} %, top-5 {reached['top5']:.2f} %, loss {reached['val_loss']:.4f}" in card
+    assert (
+        f"top-1 {reached['top1']:.2f} %, top-5 {reached['top5']:.2f} %, loss {reached['val_loss']:.4f}"
+        in card
+    )
     assert "after step 2\n" in card and "TrAct with lambda 0.1" in card
     assert f'timm.create_model("local-dir:{tmp_path.name}", pretrained=True)' in card
 
@@ -151,22 +182,38 @@ def test_numbers_that_a_run_does_not_have_are_not_made_up(run_tool, digits, tmp_
     (run / "checkpoints").symlink_to(digits / "checkpoints")
     run_tool(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "the run did not evaluate them" in card and "of a run that is not at its end" in card and "top-1" not in card
+    assert (
+        "the run did not evaluate them" in card
+        and "of a run that is not at its end" in card
+        and "top-1" not in card
+    )
 
 
 def test_the_place_of_the_data_stays_at_home(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text('base: quickstart\ndata: {name: folder, dir: "/home/jane/photos"}\n')
-    file.write_text(recipes.explain(recipes.load(str(file))))
+    file.write_text(explain(load_recipe(str(file))))
     assert "jane" in file.read_text()
     file.write_text(export.shared_recipe(file))
-    assert "jane" not in file.read_text() and recipes.load(str(file)).data.dir is None
+    assert "jane" not in file.read_text() and load_recipe(str(file)).data.dir is None
 
 
 # ---- other models ----------------------------------------------------------------------------------------------------
 
-RGB = ("data.name=synthetic", "data.channels=3", "data.mean=[0.4,0.5,0.6]", "data.std=[0.2,0.3,0.25]", "data.workers=0")
-RGB += ("data.image_size=32", "batch.size=4", "batch.lanes=1", "evaluate.batch_size=64", "evaluate.crop=0.9")
+RGB = (
+    "data.name=synthetic",
+    "data.channels=3",
+    "data.mean=[0.4,0.5,0.6]",
+    "data.std=[0.2,0.3,0.25]",
+    "data.workers=0",
+)
+RGB += (
+    "data.image_size=32",
+    "batch.size=4",
+    "batch.lanes=1",
+    "evaluate.batch_size=64",
+    "evaluate.crop=0.9",
+)
 
 
 SMALL = ("depth=1", "embed_dim=24", "num_heads=2")
@@ -186,25 +233,33 @@ def test_other_models(run_tool, tmp_path, name, arguments):
     args = [f"model.args.{argument}" for argument in arguments]
     run = tmp_path / "run"
     bare = tmp_path / "bare.yaml"  # the quickstart without its model's arguments
-    bare.write_text((ROOT / "recipes/quickstart.yaml").read_text().replace("  args: {", "  args: {}  # {"))
+    bare.write_text(
+        (ROOT / "recipes/quickstart.yaml").read_text().replace("  args: {", "  args: {}  # {")
+    )
     train(run, *short(1), *RGB, f"model.name={name}", *args, *token, recipe=str(bare))
     run_tool(run, tmp_path / "out")
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        ours, theirs = as_trained(run, "step_00000001/model.safetensors")(images), loaded(tmp_path / "out")(images)
+        ours, theirs = (
+            as_trained(run, "step_00000001/model.safetensors")(images),
+            loaded(tmp_path / "out")(images),
+        )
     assert torch.equal(ours, theirs)
 
 
 def test_class_names_are_written_where_they_are_known(tmp_path):
-    assert export.label_names(recipes.load("vit_s_400ep")) == ImageNetInfo().label_names()
-    assert export.label_names(recipes.load("quickstart")) is None
+    assert export.label_names(load_recipe("vit_s_400ep")) == ImageNetInfo().label_names()
+    assert export.label_names(load_recipe("quickstart")) is None
     for part in ("train", "val"):
         for name in ("cat", "dog"):
             (tmp_path / part / name).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(tmp_path / part / name / "1.png")
-    photos = recipes.load("folder_vit_ti", ["data.classes=2"], str(tmp_path))
+    photos = load_recipe("folder_vit_ti", ["data.classes=2"], str(tmp_path))
     assert export.label_names(photos) == ["cat", "dog"]
-    assert export.label_names(recipes.load("folder_vit_ti", ["data.classes=2"], str(tmp_path / "gone"))) is None
+    assert (
+        export.label_names(load_recipe("folder_vit_ti", ["data.classes=2"], str(tmp_path / "gone")))
+        is None
+    )
 
 
 def test_timm_reads_the_names(digits, tmp_path):
@@ -221,7 +276,11 @@ def test_timm_reads_the_names(digits, tmp_path):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else_is(run_tool, refused, digits, tmp_path):
@@ -229,7 +288,9 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(run_tool, refused, di
     run_tool(digits, out)
     first = contents(out)
     run_tool(digits, out, "--step", 2)
-    assert contents(out)["model.safetensors"] != first["model.safetensors"] and len(contents(out)) == len(first)
+    assert contents(out)["model.safetensors"] != first["model.safetensors"] and len(
+        contents(out)
+    ) == len(first)
     (out / "notes.txt").write_text("mine")
     before = contents(out)
     assert "holds something else than an exported model (notes.txt)" in refused(digits, out)
@@ -263,7 +324,7 @@ def test_what_timm_would_load_differently_is_refused(digits, tmp_path, monkeypat
 
     monkeypatch.setattr(timm, "create_model", different)
     if what == "images":
-        other = recipes.load(str(digits / "recipe.yaml"), ["augment.interpolation=bicubic"])
+        other = load_recipe(str(digits / "recipe.yaml"), ["augment.interpolation=bicubic"])
         model.transform = augment.eval_transform(other)
     says = {
         "weights": "loads other weights",
@@ -277,12 +338,17 @@ def test_what_timm_would_load_differently_is_refused(digits, tmp_path, monkeypat
 
 def test_mistakes_are_one_line(refused, digits, tmp_path, monkeypatch):
     assert "holds no run" in refused(tmp_path, tmp_path / "out")
-    assert "has no checkpoint of step 9; it has 2, 4" in refused(digits, tmp_path / "out", "--step", 9)
+    assert "has no checkpoint of step 9; it has 2, 4" in refused(
+        digits, tmp_path / "out", "--step", 9
+    )
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    assert "--push: there is no Hugging Face token; run" in refused(digits, tmp_path / "out", "--push", "jane/vit")
+    assert "--push: there is no Hugging Face token; run" in refused(
+        digits, tmp_path / "out", "--push", "jane/vit"
+    )
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert (
-        refused(digits, tmp_path / "out", "--onnx") == "--onnx: needs onnx and onnxscript; pip install onnx onnxscript"
+        refused(digits, tmp_path / "out", "--onnx")
+        == "--onnx: needs onnx and onnxscript; pip install onnx onnxscript"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -312,10 +378,20 @@ def test_push_sends_the_folder_that_was_checked(run_tool, refused, digits, tmp_p
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     out = run_tool(digits, tmp_path / "out", "--push", "jane/vit")
     assert "pushed to https://huggingface.co/jane/vit" in out and "hf_secret" not in out
-    assert Hub.sent == {"token": "hf_secret", "repository": "jane/vit", "files": contents(tmp_path / "out")}
-    assert 'timm.create_model("hf-hub:jane/vit", pretrained=True)' in (tmp_path / "out" / "README.md").read_text()
+    assert Hub.sent == {
+        "token": "hf_secret",
+        "repository": "jane/vit",
+        "files": contents(tmp_path / "out"),
+    }
+    assert (
+        'timm.create_model("hf-hub:jane/vit", pretrained=True)'
+        in (tmp_path / "out" / "README.md").read_text()
+    )
     line = refused(digits, tmp_path / "out", "--push", "john/vit")
-    assert line == f"--push john/vit: the hub refused (403 Forbidden: not yours); the export is in {tmp_path / 'out'}"
+    assert (
+        line
+        == f"--push john/vit: the hub refused (403 Forbidden: not yours); the export is in {tmp_path / 'out'}"
+    )
 
 
 def test_onnx_computes_the_same(run_tool, digits, tmp_path):
@@ -327,4 +403,6 @@ def test_onnx_computes_the_same(run_tool, digits, tmp_path):
         images = torch.randn(batch, 1, 8, 8)
         (logits,) = session.run(None, {"images": images.numpy()})
         with torch.inference_mode():
-            torch.testing.assert_close(torch.from_numpy(logits), loaded(tmp_path)(images), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                torch.from_numpy(logits), loaded(tmp_path)(images), rtol=1e-4, atol=1e-5
+            )

@@ -8,15 +8,20 @@ import torch
 from conftest import as_tensor, losses, noise, short, train
 from torchvision.transforms import v2
 
-from deit_tract import recipe as recipes
-from deit_tract.data import augment, fast
-from deit_tract.data.decode import Decoded
-from deit_tract.data.readers import Folders
-from deit_tract.data.stream import seed_generators
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.common.seeds import seed_generators
+from deit_tract.data.sets.decode import Decoded
+from deit_tract.data.sets.readers import Folders
+from deit_tract.data.transforms import augment, fast
+from deit_tract.recipe.resolve import load_recipe
 
 pil = v2.functional  # on PIL images it calls PIL
-PLAIN = ["augment.three_augment=false", "augment.color_jitter=0", "data.mean=[0,0,0]", "data.std=[1,1,1]"]
+PLAIN = [
+    "augment.three_augment=false",
+    "augment.color_jitter=0",
+    "data.mean=[0,0,0]",
+    "data.std=[1,1,1]",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +32,12 @@ def photos(real_images) -> Folders:
 # ---- resizing --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mode", "worst"), [("bicubic", 0.01), ("bilinear", 0.05)])  # of the values of one image
-def test_a_resize_differs_by_two_levels_at_most_in_less_than_a_hundredth_of_the_values(photos, mode, worst):
+@pytest.mark.parametrize(
+    ("mode", "worst"), [("bicubic", 0.01), ("bilinear", 0.05)]
+)  # of the values of one image
+def test_a_resize_differs_by_two_levels_at_most_in_less_than_a_hundredth_of_the_values(
+    photos, mode, worst
+):
     interpolation, generator = v2.InterpolationMode(mode), random.Random(1)
     shares, tall = [], 0
     for index in range(0, 1000, 8):
@@ -58,20 +67,28 @@ def test_a_resize_of_the_shorter_side_has_torchvisions_size():
 SAME_SIZE = ["data.image_size=48", "augment.crop_scale=null", "augment.flip=0.5"]
 RECIPES = {  # without a resize everything must be equal
     "3-Augment, jitter": ("vit_s_800ep", SAME_SIZE),
-    "jitter alone": ("vit_s_800ep", [*SAME_SIZE, "augment.three_augment=false", "augment.color_jitter=0.4"]),
+    "jitter alone": (
+        "vit_s_800ep",
+        [*SAME_SIZE, "augment.three_augment=false", "augment.color_jitter=0.4"],
+    ),
     "3-Augment alone": ("vit_s_800ep", [*SAME_SIZE, "augment.color_jitter=0"]),
     "padded crop": ("vit_b_ft224_lamb", ["data.image_size=48"]),
     "RandAugment": ("vit_b_ft224", SAME_SIZE),
-    "warp, grey": ("quickstart", ["data.image_size=48", "augment.three_augment=true", "augment.color_jitter=0.3"]),
+    "warp, grey": (
+        "quickstart",
+        ["data.image_size=48", "augment.three_augment=true", "augment.color_jitter=0.3"],
+    ),
 }
 
 
 @pytest.mark.parametrize("case", RECIPES)
 def test_all_but_resizes_is_equal_for_equal_seeds(case):
-    recipe = recipes.load(*RECIPES[case])
+    recipe = load_recipe(*RECIPES[case])
     exact = augment.train_transform(recipe)
     whole, deferred = (fast.FastTransform(recipe, defer) for defer in (False, True))
-    images = [noise((48, 48), "RGB" if recipe.data.channels == 3 else "L", seed) for seed in range(60)]
+    images = [
+        noise((48, 48), "RGB" if recipe.data.channels == 3 else "L", seed) for seed in range(60)
+    ]
     halves = augment.TrainTransform(recipe)
     expected, found, left, first = [], [], [], []
     for seed, image in enumerate(images):
@@ -89,7 +106,7 @@ def test_all_but_resizes_is_equal_for_equal_seeds(case):
 
 
 def test_a_batch_is_finished_as_its_images_alone():
-    recipe = recipes.load("vit_s_800ep", SAME_SIZE)
+    recipe = load_recipe("vit_s_800ep", SAME_SIZE)
     transform, samples = fast.FastTransform(recipe, defer=True), []
     for seed in range(16):
         seed_generators(seed)
@@ -97,19 +114,23 @@ def test_a_batch_is_finished_as_its_images_alone():
     pixels, draws = (torch.stack(part) for part in zip(*samples, strict=True))
     alone = [transform.finish(*(part[None] for part in sample))[0] for sample in samples]
     before = pixels.clone()
-    assert torch.equal(transform.finish(pixels, draws), torch.stack(alone)) and torch.equal(pixels, before)
+    assert torch.equal(transform.finish(pixels, draws), torch.stack(alone)) and torch.equal(
+        pixels, before
+    )
 
 
 @pytest.mark.parametrize("name", ["vit_s_800ep", "vit_b_ft224_lamb"])
 def test_photos_are_cropped_and_flipped_alike(name, photos):
-    recipe = recipes.load(name, PLAIN)
+    recipe = load_recipe(name, PLAIN)
     exact, quick = augment.train_transform(recipe), fast.FastTransform(recipe, defer=False)
     pixels = Decoded(photos)
     for index in range(0, 1000, 40):
         seed_generators(index)
         expected = exact(photos[index][0])
         seed_generators(index)
-        difference = (quick.finish(quick(pixels[index][0])[None])[0] - expected).mul(255).round().abs()
+        difference = (
+            (quick.finish(quick(pixels[index][0])[None])[0] - expected).mul(255).round().abs()
+        )
         assert difference.max() <= 2 and (difference > 0).float().mean() <= 0.02
 
 
@@ -117,7 +138,10 @@ def test_photos_are_cropped_and_flipped_alike(name, photos):
 
 
 def test_where_nothing_is_resized_training_is_the_same(tmp_path):
-    runs = {name: losses(train(tmp_path / name, *short(4, f"data.pipeline={name}"))) for name in ("exact", "fast")}
+    runs = {
+        name: losses(train(tmp_path / name, *short(4, f"data.pipeline={name}")))
+        for name in ("exact", "fast")
+    }
     assert runs["exact"] == runs["fast"]
 
 
@@ -139,7 +163,9 @@ def test_a_run_that_goes_on_and_any_workers_see_the_same_pixels(tmp_path, monkey
     whole = run("whole", "data.workers=0")
     assert run("workers", "data.workers=2") == whole
     (tmp_path / "again" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "whole" / "checkpoints" / "step_00000002").rename(tmp_path / "again" / "checkpoints" / "step_00000002")
+    (tmp_path / "whole" / "checkpoints" / "step_00000002").rename(
+        tmp_path / "again" / "checkpoints" / "step_00000002"
+    )
     assert run("again", "data.workers=1") == whole[2:]
 
 

@@ -14,15 +14,29 @@ import time
 import numpy as np
 import psutil
 import pytest
-from conftest import ROOT, command, environment, finish, kill, losses, run, sets, short, train, train_until, worlds
+from conftest import (
+    ROOT,
+    command,
+    environment,
+    finish,
+    kill,
+    losses,
+    run,
+    sets,
+    short,
+    train,
+    train_until,
+    worlds,
+)
 from kill_rounds import workers
 from PIL import Image
 from safetensors.torch import load_file
 
-from deit_tract import checkpoint, log, loop
-from deit_tract.data.stream import Replaced, View, Views, checked, loader
-from deit_tract.errors import UserError
-from deit_tract.folder import Lock
+from deit_tract.common.errors import UserError
+from deit_tract.data.loader import Replaced, Views, checked, loader
+from deit_tract.data.stream import View
+from deit_tract.train import checkpoint, log, loop
+from deit_tract.train.folder import Lock
 
 
 def state(folder, step) -> dict[str, bytes]:
@@ -32,7 +46,9 @@ def state(folder, step) -> dict[str, bytes]:
 
 def started(folder, overrides, step: int, processes: int = 1, timeout: float = 240):
     """A run in real processes that has passed `step`."""
-    process = command("--recipe", "quickstart", "--output", str(folder), *sets(overrides), processes=processes)
+    process = command(
+        "--recipe", "quickstart", "--output", str(folder), *sets(overrides), processes=processes
+    )
     deadline = time.time() + timeout
     while not any(record["step"] >= step for record in log.read_metrics(folder)):
         assert time.time() < deadline and process.poll() is None, finish(process, 1)
@@ -41,7 +57,9 @@ def started(folder, overrides, step: int, processes: int = 1, timeout: float = 2
 
 
 def again(folder, overrides, processes: int = 1):
-    return run("--recipe", "quickstart", "--output", str(folder), *sets(overrides), processes=processes)
+    return run(
+        "--recipe", "quickstart", "--output", str(folder), *sets(overrides), processes=processes
+    )
 
 
 @pytest.mark.slow
@@ -56,7 +74,9 @@ def test_a_signal_to_one_process_saves_and_stops_all(tmp_path, processes, number
     assert summary["exit"] == "preempted" and 5 <= summary["steps"] < 150
     assert f"preempted: saved step {summary['steps']}" in out
     assert code == (75 if processes == 1 else 1), "a launcher makes every code 1"
-    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == [f"step_{summary['steps']:08d}"]
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == [
+        f"step_{summary['steps']:08d}"
+    ]
     code, out, err = again(tmp_path / "a", overrides, processes)
     assert code == 0 and f"from step {summary['steps']}" in out, err
     again(tmp_path / "b", overrides, processes)
@@ -78,7 +98,9 @@ def test_the_exact_switch_gives_the_same_bits_on_any_number_of_processes(tmp_pat
     for name in ("2", "3", "4", "8", "3 to 2"):
         assert state(tmp_path / name, 12) == state(tmp_path / "1", 12), name
         assert losses(log.read_metrics(tmp_path / name)) == expected
-    assert losses(log.read_metrics(tmp_path / "summed by the network")) == pytest.approx(expected, rel=0, abs=5e-6)
+    assert losses(log.read_metrics(tmp_path / "summed by the network")) == pytest.approx(
+        expected, rel=0, abs=5e-6
+    )
 
 
 @pytest.mark.slow
@@ -86,7 +108,9 @@ def test_kill_9_of_one_of_two_processes(tmp_path):
     """Three rounds of the script that a person runs with twenty."""
     words = [sys.executable, str(ROOT / "tests" / "kill_rounds.py"), "--rounds", "3"]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "3 of 3 equal", done.stdout + done.stderr
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "3 of 3 equal", (
+        done.stdout + done.stderr
+    )
 
 
 @pytest.mark.slow
@@ -99,7 +123,10 @@ def test_a_process_that_hangs_is_named(tmp_path, rank):
     error = next((line for line in lines if line.startswith("error: ")), "none")
     kill(process)
     finish(process)
-    assert f"process {rank} (host " in error and f"pid {hung.pid}) did not answer: gone, or hanging for 4 s" in error
+    assert (
+        f"process {rank} (host " in error
+        and f"pid {hung.pid}) did not answer: gone, or hanging for 4 s" in error
+    )
     assert error.startswith("error: " if rank else "error: process 1: ")
 
 
@@ -108,7 +135,10 @@ def test_a_second_job_in_the_folder_is_refused_until_the_first_is_gone(tmp_path)
     overrides = short(2000)
     process = started(tmp_path, overrides, 1)
     code, _, err = again(tmp_path, overrides)
-    assert code == 2 and f"a run is going on here (host {os.uname().nodename}, pid {process.pid})" in err
+    assert (
+        code == 2
+        and f"a run is going on here (host {os.uname().nodename}, pid {process.pid})" in err
+    )
     assert process.poll() is None
     kill(process)
     finish(process)
@@ -122,7 +152,9 @@ def test_a_loader_process_that_dies_ends_the_run_in_one_line(tmp_path):
     process = started(tmp_path, short(2000, "data.workers=2"), 2)
     psutil.Process(process.pid).children()[0].kill()
     code, _, err = finish(process)
-    assert code == 2 and "error: data.workers: a loader process died" in err and "Traceback" not in err, err
+    assert (
+        code == 2 and "error: data.workers: a loader process died" in err and "Traceback" not in err
+    ), err
 
 
 @pytest.mark.slow
@@ -148,7 +180,9 @@ def test_a_checkpoint_cut_at_any_byte_is_not_taken(tmp_path):
     assert checkpoint.verify(whole) is None
     for name in ("model.safetensors", "optimizer.pt", "progress.json"):
         size = (whole / name).stat().st_size
-        for length in sorted({0, 1, size // 3, size // 2, size - 1, *np.random.default_rng(0).integers(0, size, 20)}):
+        for length in sorted(
+            {0, 1, size // 3, size // 2, size - 1, *np.random.default_rng(0).integers(0, size, 20)}
+        ):
             shutil.copytree(whole, cut, dirs_exist_ok=True)
             os.truncate(cut / name, length)
             assert checkpoint.verify(cut) is not None, (name, length)
@@ -157,7 +191,10 @@ def test_a_checkpoint_cut_at_any_byte_is_not_taken(tmp_path):
     flipped[-7] ^= 1
     (whole / "model.safetensors").write_bytes(flipped)
     said = []
-    assert checkpoint.newest(whole.parent, said.append).name == "step_00000001" and "changed" in said[0]
+    assert (
+        checkpoint.newest(whole.parent, said.append).name == "step_00000001"
+        and "changed" in said[0]
+    )
 
 
 def poison(monkeypatch, bad: set[int]):
@@ -185,10 +222,15 @@ def test_a_run_goes_on_from_the_last_good_checkpoint_without_a_bad_step(tmp_path
     overrides = short(12, "save.every_steps=3", "ema.decay=0.9")
     left_out = "faults.skip_steps=[8]"
     poison(monkeypatch, {8})
-    with pytest.raises(UserError, match=r"step 8: .*repeat the command with --set faults.skip_steps=\[8\]"):
+    with pytest.raises(
+        UserError, match=r"step 8: .*repeat the command with --set faults.skip_steps=\[8\]"
+    ):
         train(tmp_path / "a", *overrides)
     records = train(tmp_path / "a", *overrides, left_out)
-    assert [record["step"] for record in records if "loss" in record] == [*range(1, 8), *range(9, 13)]
+    assert [record["step"] for record in records if "loss" in record] == [
+        *range(1, 8),
+        *range(9, 13),
+    ]
     train(tmp_path / "b", *overrides, left_out)
     assert state(tmp_path / "a", 12) == state(tmp_path / "b", 12)
     monkeypatch.undo()
@@ -220,9 +262,19 @@ def read(bad, workers=0, limit=3):
 
 def test_an_unreadable_image_is_replaced_by_another_the_same_everywhere(capsys):
     (batches, replaced), (others, _) = read({2, 7}), read({2, 7}, workers=2)
-    assert replaced.errors == {"2.png: cannot be read as an image", "7.png: cannot be read as an image"}
-    assert "warning: 2.png: cannot be read as an image; replaced (1 of at most 3)" in capsys.readouterr().err
-    assert all((a == b).all() for one, two in zip(batches, others, strict=True) for a, b in zip(one, two, strict=True))
+    assert replaced.errors == {
+        "2.png: cannot be read as an image",
+        "7.png: cannot be read as an image",
+    }
+    assert (
+        "warning: 2.png: cannot be read as an image; replaced (1 of at most 3)"
+        in capsys.readouterr().err
+    )
+    assert all(
+        (a == b).all()
+        for one, two in zip(batches, others, strict=True)
+        for a, b in zip(one, two, strict=True)
+    )
     labels = [label for batch in batches for label in batch[1].tolist()]
     assert [label for index, label in enumerate(labels) if index not in (2, 7)] == [
         index for index in range(12) if index not in (2, 7)
@@ -233,7 +285,9 @@ def test_an_unreadable_image_is_replaced_by_another_the_same_everywhere(capsys):
 
 
 def test_too_many_unreadable_images_end_the_run():
-    with pytest.raises(UserError, match=r"data.skip_unreadable: 4 images cannot be read; the last: 9.png"):
+    with pytest.raises(
+        UserError, match=r"data.skip_unreadable: 4 images cannot be read; the last: 9.png"
+    ):
         read({1, 3, 8, 9})
     with pytest.raises(UserError, match="cannot be read as an image"):
         read(set(range(12)), limit=100)
@@ -264,7 +318,9 @@ def test_unreadable_photos_are_counted_over_processes_and_restarts(tmp_path):
         assert code == 0 and "replaced (1 of at most 2)" in err, err
         assert log.read_metrics(folder)[-2]["replaced"] == 2
         weights.append(load_file(folder / "checkpoints" / "step_00000006" / "model.safetensors"))
-        progress = json.loads((folder / "checkpoints" / "step_00000006" / "progress.json").read_text())
+        progress = json.loads(
+            (folder / "checkpoints" / "step_00000006" / "progress.json").read_text()
+        )
         assert len(progress["replaced"]) == 2
     assert max((weights[0][key] - weights[1][key]).abs().max() for key in weights[0]) < 1e-4
 

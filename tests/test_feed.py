@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from deit_tract.common.errors import UserError
 from deit_tract.data import feed
-from deit_tract.data.stream import Stream, Views
-from deit_tract.errors import UserError
+from deit_tract.data.loader import Views
+from deit_tract.data.stream import Stream
 
 CPU = torch.device("cpu")
 
@@ -41,7 +42,8 @@ class Deferred:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("processes", "repeats", "lanes"), [(1, 3, 4), (2, 3, 4), (3, 3, 8), (1, 3, 1), (1, 1, 4), (1, 2, 3)]
+    ("processes", "repeats", "lanes"),
+    [(1, 3, 4), (2, 3, 4), (3, 3, 8), (1, 3, 1), (1, 1, 4), (1, 2, 3)],
 )
 def test_lanes_hold_what_they_would_alone(workers, processes, repeats, lanes):
     stream, start = Stream(600, lanes, 10, repeats, seed=3), 5
@@ -51,7 +53,11 @@ def test_lanes_hold_what_they_would_alone(workers, processes, repeats, lanes):
         if workers and rank:
             continue
         images = Counted(600)
-        expected = [[Views(images, look)[view] for view in stream.views(step, lane)] for step in steps for lane in mine]
+        expected = [
+            [Views(images, look)[view] for view in stream.views(step, lane)]
+            for step in steps
+            for lane in mine
+        ]
         found = list(feed.lane_batches(Views(images, look), stream, steps, mine, workers, CPU))
         assert len(found) == len(expected)
         for (pixels, labels), samples in zip(found, expected, strict=True):
@@ -63,7 +69,9 @@ def test_lanes_hold_what_they_would_alone(workers, processes, repeats, lanes):
 def test_what_is_left_to_the_device_is_done_a_lane_at_a_time(workers):
     stream, images = Stream(600, 4, 10, 3), Counted(600)
     plain, deferred = (
-        list(feed.lane_batches(Views(images, transform), stream, range(3, 6), range(4), workers, CPU))
+        list(
+            feed.lane_batches(Views(images, transform), stream, range(3, 6), range(4), workers, CPU)
+        )
         for transform in (look, Deferred())
     )
     for (a, labels), (b, others) in zip(plain, deferred, strict=True):
@@ -74,7 +82,10 @@ def test_what_is_left_to_the_device_is_done_a_lane_at_a_time(workers):
 def test_the_views_of_an_image_share_one_read():
     stream, images = Stream(600, 4, 10, 3), Counted(600)
     list(feed.lane_batches(Views(images, look), stream, range(5), range(4), 0, CPU))
-    different = [len({view.index for lane in range(4) for view in stream.views(step, lane)}) for step in range(5)]
+    different = [
+        len({view.index for lane in range(4) for view in stream.views(step, lane)})
+        for step in range(5)
+    ]
     assert len(images.reads) == sum(different) and sum(different) <= 5 * (40 / 3 + 1)
 
 
@@ -90,7 +101,9 @@ def test_reads_per_view_of_the_published_runs(processes, share):
     for step in range(4):
         parts = units(stream, step, lanes, workers=4)
         assert len(parts) >= len(lanes) and max(map(len, parts)) <= 256
-        assert sorted(v for p in parts for v in p) == sorted(v for lane in lanes for v in stream.views(step, lane))
+        assert sorted(v for p in parts for v in p) == sorted(
+            v for lane in lanes for v in stream.views(step, lane)
+        )
         reads += sum(len({view.index for view in part}) for part in parts)
         views += sum(map(len, parts))
     assert reads / views == pytest.approx(share, abs=0.01)

@@ -15,25 +15,33 @@ from conftest import losses, short, train
 from PIL import Image
 from safetensors.torch import save_file
 
-from deit_tract import loop, models, optim
-from deit_tract import recipe as recipes
-from deit_tract.data import augment, mix
-from deit_tract.data.stream import seed_generators
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.common.seeds import seed_generators
+from deit_tract.data.transforms import augment, mix
+from deit_tract.models.build import build_model
+from deit_tract.models.drop_path import DropPath
+from deit_tract.models.weights import load_weights
+from deit_tract.recipe.describe import differences
+from deit_tract.recipe.resolve import Recipe, load_recipe
+from deit_tract.schedule.durations import total_steps
+from deit_tract.schedule.learning_rate import learning_rate
 from deit_tract.tasks.classify import Classify
+from deit_tract.train import loop
 
 PRETRAINING = ["vit_s_400ep", "vit_s_800ep", "vit_b_400ep", "vit_b_800ep"]
 FINE_TUNING = ["vit_s_ft224", "vit_b_ft224", "vit_s_ft224_20ep", "vit_b_ft224_20ep"]
 
 
-def small(name: str, *more: str) -> recipes.Recipe:
+def small(name: str, *more: str) -> Recipe:
     """A recipe with one block, which is enough for what is asked here."""
-    return recipes.load(name, ["model.args.depth=1", *more])
+    return load_recipe(name, ["model.args.depth=1", *more])
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("vit_s_800ep", 22_059_496), ("vit_b_400ep", 86_545_384)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("vit_s_800ep", 22_059_496), ("vit_b_400ep", 86_545_384)]
+)
 def test_parameters(name, parameters):
-    assert sum(p.numel() for p in models.build(recipes.load(name)).parameters()) == parameters
+    assert sum(p.numel() for p in build_model(load_recipe(name)).parameters()) == parameters
 
 
 @pytest.mark.parametrize(
@@ -43,9 +51,17 @@ def test_parameters(name, parameters):
      ("vit_s_400ep_hp800", 4e-3, 0.05, 0.05, 400, 224), ("vit_b_400ep_hp800", 3e-3, 0.05, 0.2, 400, 192)],
 )  # fmt: skip
 def test_pretraining_values(name, lr, decay, drop_path, epochs, size):
-    recipe = recipes.load(name)
-    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.model.drop_path) == (lr, decay, drop_path)
-    assert (recipe.schedule.epochs, recipe.data.image_size, recipe.batch.size) == (epochs, size, 2048)
+    recipe = load_recipe(name)
+    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.model.drop_path) == (
+        lr,
+        decay,
+        drop_path,
+    )
+    assert (recipe.schedule.epochs, recipe.data.image_size, recipe.batch.size) == (
+        epochs,
+        size,
+        2048,
+    )
     assert (recipe.batch.lane_size, recipe.augment.repeats, recipe.evaluate.crop) == (256, 3, 1.0)
     assert (recipe.optim.name, recipe.optim.eps, recipe.optim.clip_grad) == ("lamb", 1e-8, 1.0)
 
@@ -55,28 +71,40 @@ def test_a_tract_recipe_differs_in_lambda_alone(name):
     if name.endswith("_20ep"):
         return
     lam = {"vit_s_800ep": 0.2, "vit_b_800ep": 0.2}.get(name, 0.1)
-    assert recipes.differences(recipes.load(name), recipes.load(f"{name}_tract")) == [f"model.tract: null -> {lam}"]
+    assert differences(load_recipe(name), load_recipe(f"{name}_tract")) == [
+        f"model.tract: null -> {lam}"
+    ]
 
 
 @pytest.mark.parametrize("name", ["vit_s_800ep_tract", "vit_b_800ep"])
 def test_start_values(name):
-    model = models.build(recipes.load(name))
+    model = build_model(load_recipe(name))
     state = model.state_dict()
     gammas = torch.cat([value for key, value in state.items() if key.endswith("gamma")])
     assert len(gammas) == 24 * model.embed_dim and (gammas == torch.tensor(1e-4)).all()
     for key in ("cls_token", "pos_embed", "blocks.3.mlp.fc1.weight", "head.weight"):
         assert 0.018 < state[key].std() < 0.022, key
-    assert all((value == 0).all() for key, value in state.items() if key.endswith("bias") and "patch" not in key)
+    assert all(
+        (value == 0).all()
+        for key, value in state.items()
+        if key.endswith("bias") and "patch" not in key
+    )
     bound = 1 / math.sqrt(3 * 16 * 16)  # torch's kaiming-uniform with a = sqrt(5)
     weight = state["patch_embed.proj.weight"]
     assert weight.abs().max() <= bound and weight.abs().max() > 0.99 * bound
-    assert state["pos_embed"].shape[1] == (model.patch_embed.grid_size[0]) ** 2, "no slot for the class token"
+    assert state["pos_embed"].shape[1] == (model.patch_embed.grid_size[0]) ** 2, (
+        "no slot for the class token"
+    )
     assert model.norm.eps == 1e-6
 
 
-@pytest.mark.parametrize(("name", "rate"), [("vit_b_800ep", 0.2), ("vit_s_800ep", 0.05), ("vit_b_ft224", 0.2)])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("vit_b_800ep", 0.2), ("vit_s_800ep", 0.05), ("vit_b_ft224", 0.2)]
+)
 def test_drop_path_is_constant_in_depth(name, rate):
-    layers = [layer for layer in models.build(recipes.load(name)).modules() if isinstance(layer, models.DropPath)]
+    layers = [
+        layer for layer in build_model(load_recipe(name)).modules() if isinstance(layer, DropPath)
+    ]
     assert len(layers) == 24 and {layer.rate for layer in layers} == {rate}
 
 
@@ -90,10 +118,13 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_learning_rates_are_the_references_lag_included(name):
-    recipe, per_epoch = recipes.load(name), 625
-    lr = optim.learning_rate(recipe, per_epoch)
+    recipe, per_epoch = load_recipe(name), 625
+    lr = learning_rate(recipe, per_epoch)
     for epoch, expected in TABLE[name].items():
-        rates = {lr(step) for step in (epoch * per_epoch, epoch * per_epoch + 1, (epoch + 1) * per_epoch - 1)}
+        rates = {
+            lr(step)
+            for step in (epoch * per_epoch, epoch * per_epoch + 1, (epoch + 1) * per_epoch - 1)
+        }
         assert len(rates) == 1 and rates.pop() == pytest.approx(expected, rel=2e-4)
 
 
@@ -101,8 +132,8 @@ def test_learning_rates_are_the_references_lag_included(name):
 def test_learning_rates_are_those_of_timms_scheduler_stepped_as_the_reference_does(name):
     from timm.scheduler import CosineLRScheduler
 
-    recipe = recipes.load(name)
-    epochs, lr = int(recipe.schedule.epochs), optim.learning_rate(recipe, 7)
+    recipe = load_recipe(name)
+    epochs, lr = int(recipe.schedule.epochs), learning_rate(recipe, 7)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=recipe.optim.lr)
     scheduler = CosineLRScheduler(optimizer, epochs, lr_min=1e-5, warmup_lr_init=1e-6, warmup_t=5)
     for epoch in range(epochs):
@@ -112,18 +143,22 @@ def test_learning_rates_are_those_of_timms_scheduler_stepped_as_the_reference_do
 
 def test_an_epoch_of_imagenet_is_625_steps_and_of_fine_tuning_2502():
     for name, steps in (("vit_s_800ep", 625), ("vit_b_ft224", 2502)):
-        batch, augments = recipes.load(name).batch, recipes.load(name).augment
+        batch, augments = load_recipe(name).batch, load_recipe(name).augment
         stream = loop.Stream(1_281_167, batch.lanes, batch.lane_size, augments.repeats)
         assert stream.steps_per_epoch == steps
-    assert optim.total_steps(recipes.load("vit_s_800ep").schedule, 625) == 500_000
+    assert total_steps(load_recipe("vit_s_800ep").schedule, 625) == 500_000
 
 
 def test_pretraining_targets_are_zeros_and_ones_with_two_positives_at_most():
-    task = Classify(small("vit_s_800ep", "data.name=synthetic", "data.image_size=32", "batch.size=16"))
+    task = Classify(
+        small("vit_s_800ep", "data.name=synthetic", "data.image_size=32", "batch.size=16")
+    )
     task.bare = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 1000))
     seen = []
     criterion = F.binary_cross_entropy_with_logits
-    task.criterion = lambda logits, targets: seen.append(targets.gt(0)) or criterion(logits, targets.gt(0).float())
+    task.criterion = lambda logits, targets: (
+        seen.append(targets.gt(0)) or criterion(logits, targets.gt(0).float())
+    )
     for seed in range(40):
         task.loss(task.bare, [torch.randn(16, 3, 32, 32), torch.arange(16)], seed)
     positives = torch.cat(seen).sum(1)
@@ -139,7 +174,7 @@ def test_pretraining_loss_starts_at_that_of_bce_over_1000_classes():
 
 
 def test_lanes_draw_different_mixes():
-    recipe = recipes.load("vit_s_800ep")
+    recipe = load_recipe("vit_s_800ep")
     stream = loop.Stream(4096, 8, 256, 3)
     draws = {mix.draw(recipe.mix, 224, 224, stream.lane_seed(0, lane)) for lane in range(8)}
     assert len(draws) == 8
@@ -147,12 +182,20 @@ def test_lanes_draw_different_mixes():
 
 def test_transforms_of_pretraining_fine_tuning_and_the_21k_style():
     def names(name):
-        return [type(step).__name__ for step in augment.train_transform(recipes.load(name)).transforms]
+        return [
+            type(step).__name__ for step in augment.train_transform(load_recipe(name)).transforms
+        ]
 
     assert names("vit_s_800ep") == [
         "RandomResizedCrop", "RandomHorizontalFlip", "RandomChoice", "ColorJitter", "ToTensor", "Normalize",
     ]  # fmt: skip
-    assert names("vit_b_ft224") == ["RandomResizedCrop", "RandomHorizontalFlip", "RandAugment", "ToTensor", "Normalize"]
+    assert names("vit_b_ft224") == [
+        "RandomResizedCrop",
+        "RandomHorizontalFlip",
+        "RandAugment",
+        "ToTensor",
+        "Normalize",
+    ]
     assert names("vit_b_ft224_lamb")[:5] == [
         "Resize",
         "RandomCrop",
@@ -161,14 +204,19 @@ def test_transforms_of_pretraining_fine_tuning_and_the_21k_style():
         "ColorJitter",
     ]
     for name in ("vit_s_800ep", "vit_b_ft224"):
-        assert augment.train_transform(recipes.load(name)).transforms[0].interpolation.value == "bicubic"
-        resize = augment.eval_transform(recipes.load(name)).transforms[0]
-        assert resize.interpolation.value == "bicubic" and resize.size == [recipes.load(name).data.image_size]
+        assert (
+            augment.train_transform(load_recipe(name)).transforms[0].interpolation.value
+            == "bicubic"
+        )
+        resize = augment.eval_transform(load_recipe(name)).transforms[0]
+        assert resize.interpolation.value == "bicubic" and resize.size == [
+            load_recipe(name).data.image_size
+        ]
 
 
 def test_randaugment_never_fails_and_blackens_where_posterize_keeps_no_bit():
     """20,000 images, of which about 20 ask posterize for 0 bits; Pillow 13 raises there."""
-    transform = augment.rand_augment("rand-m9-mstd0.5-inc1", recipes.load("vit_b_ft224").data)
+    transform = augment.rand_augment("rand-m9-mstd0.5-inc1", load_recipe("vit_b_ft224").data)
     generator = np.random.default_rng(0)
     image = Image.fromarray(generator.integers(1, 256, (16, 16, 3), dtype=np.uint8))
     for seed in range(20_000):
@@ -181,9 +229,11 @@ def test_randaugment_never_fails_and_blackens_where_posterize_keeps_no_bit():
 def test_randaugment_is_timms_pipeline():
     from timm.data import create_transform
 
-    recipe = recipes.load("vit_b_ft224")
+    recipe = load_recipe("vit_b_ft224")
     policy = recipe.augment.rand_augment
-    theirs = create_transform(224, is_training=True, auto_augment=policy, color_jitter=0.3, interpolation="bicubic")
+    theirs = create_transform(
+        224, is_training=True, auto_augment=policy, color_jitter=0.3, interpolation="bicubic"
+    )
     [reference] = [step for step in theirs.transforms if type(step).__name__ == "RandAugment"]
     ours = augment.rand_augment(policy, recipe.data)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
@@ -202,7 +252,9 @@ def test_randaugment_is_timms_pipeline():
 
 
 def test_the_21k_crop_reflects_four_pixels():
-    recipe = recipes.load("vit_b_ft224_lamb", ["augment.three_augment=false", "augment.color_jitter=0"])
+    recipe = load_recipe(
+        "vit_b_ft224_lamb", ["augment.three_augment=false", "augment.color_jitter=0"]
+    )
     resize, crop = augment.train_transform(recipe).transforms[:2]
     assert (resize.size, crop.padding, crop.padding_mode) == ([224], [4, 4, 4, 4], "reflect")
     assert augment.train_transform(recipe)(Image.new("RGB", (300, 260))).shape == (3, 224, 224)
@@ -221,7 +273,7 @@ def deit3_file(model: torch.nn.Module, path, **more) -> None:
 
 @pytest.mark.parametrize("name", ["vit_s_ft224", "vit_b_ft224"])
 def test_a_deit3_file_and_a_timm_file_give_equal_logits(tmp_path, name):
-    recipe = recipes.load(name)
+    recipe = load_recipe(name)
     source = timm.create_model(recipe.model.name, init_values=1e-4)
     for p in source.parameters():
         torch.nn.init.normal_(p, std=0.02)
@@ -231,31 +283,35 @@ def test_a_deit3_file_and_a_timm_file_give_equal_logits(tmp_path, name):
     with torch.no_grad():
         expected = source.eval()(images)
         for file in ("deit3.pth", "timm.safetensors"):
-            model = models.build(recipe).eval()
-            models.load_weights(model, str(tmp_path / file))
+            model = build_model(recipe).eval()
+            load_weights(model, str(tmp_path / file))
             assert torch.equal(model(images), expected)
 
 
 def test_position_embedding_is_resized_bicubically_without_antialiasing(tmp_path):
-    pretrained = models.build(small("vit_b_800ep"))
+    pretrained = build_model(small("vit_b_800ep"))
     save_file(pretrained.state_dict(), tmp_path / "b192.safetensors")
-    model = models.build(small("vit_b_ft224"))
-    models.load_weights(model, str(tmp_path / "b192.safetensors"))
+    model = build_model(small("vit_b_ft224"))
+    load_weights(model, str(tmp_path / "b192.safetensors"))
     table = pretrained.pos_embed.detach().reshape(1, 12, 12, 768).permute(0, 3, 1, 2)
     expected = F.interpolate(table, size=(14, 14), mode="bicubic", align_corners=False)
     assert torch.equal(model.pos_embed.detach(), expected.permute(0, 2, 3, 1).flatten(1, 2))
-    smooth = F.interpolate(table, size=(14, 14), mode="bicubic", align_corners=False, antialias=True)
+    smooth = F.interpolate(
+        table, size=(14, 14), mode="bicubic", align_corners=False, antialias=True
+    )
     assert not torch.allclose(expected, smooth, atol=1e-4), "the two do differ"
 
 
 def test_a_fresh_head_must_be_asked_for(tmp_path):
-    source = models.build(small("vit_s_800ep", "data.classes=10", "data.name=synthetic"))
+    source = build_model(small("vit_s_800ep", "data.classes=10", "data.name=synthetic"))
     save_file(source.state_dict(), tmp_path / "ten.safetensors")
-    with pytest.raises(UserError, match=r"other shapes for head.bias, head.weight; set model.new_head=true"):
-        models.load_weights(models.build(small("vit_s_ft224")), str(tmp_path / "ten.safetensors"))
-    model = models.build(small("vit_s_ft224", "model.new_head=true"))
+    with pytest.raises(
+        UserError, match=r"other shapes for head.bias, head.weight; set model.new_head=true"
+    ):
+        load_weights(build_model(small("vit_s_ft224")), str(tmp_path / "ten.safetensors"))
+    model = build_model(small("vit_s_ft224", "model.new_head=true"))
     before = model.head.weight.clone()
-    models.load_weights(model, str(tmp_path / "ten.safetensors"), new_head=True)
+    load_weights(model, str(tmp_path / "ten.safetensors"), new_head=True)
     assert torch.equal(model.head.weight, before) and torch.equal(model.cls_token, source.cls_token)
 
 
@@ -264,12 +320,18 @@ def test_drop_path_is_active_in_fine_tuning(tmp_path):
     base = ["data.name=synthetic", "data.workers=0", "batch.size=4", "batch.lanes=2", "model.args.depth=1",
             "schedule.update=step", "schedule.warmup_lr=1e-5"]  # fmt: skip
     values = [
-        losses(train(tmp_path / str(rate), *short(1, *base, f"model.drop_path={rate}"), recipe="vit_s_ft224"))
+        losses(
+            train(
+                tmp_path / str(rate),
+                *short(1, *base, f"model.drop_path={rate}"),
+                recipe="vit_s_ft224",
+            )
+        )
         for rate in (0.0, 0.9)
     ]
     assert values[0] != values[1]
 
 
 def test_a_fine_tuning_recipe_does_not_start_from_scratch():
-    assert all(recipes.load(name).model.pretrained for name in FINE_TUNING)
-    assert not any(recipes.load(name).model.pretrained for name in PRETRAINING)
+    assert all(load_recipe(name).model.pretrained for name in FINE_TUNING)
+    assert not any(load_recipe(name).model.pretrained for name in PRETRAINING)

@@ -11,16 +11,39 @@ import signal
 
 import pytest
 
-from deit_tract import plan, recipe_source, scaling
-from deit_tract import recipe as recipes
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.plan import scaling
+from deit_tract.plan.plan import make_plan
+from deit_tract.plan.text import show_plan
+from deit_tract.recipe import source
+from deit_tract.recipe.describe import differences, explain, leaves
+from deit_tract.recipe.resolve import Recipe, load_recipe
+from deit_tract.recipe.settings.base import fields
 
 CASES = 1000
-TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in recipe_source.names().values()}
+TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in source.names().values()}
 EXECUTED = "EXECUTED"  # replaced by the file that a payload would write
 
 VALUES = [
-    *("", "~", "null", "true", "yes", "NO", "on", "0", "-1", "1", "-0", "0.5", "4e-3", "0x10", "0o17", "1_000", "1:30"),
+    *(
+        "",
+        "~",
+        "null",
+        "true",
+        "yes",
+        "NO",
+        "on",
+        "0",
+        "-1",
+        "1",
+        "-0",
+        "0.5",
+        "4e-3",
+        "0x10",
+        "0o17",
+        "1_000",
+        "1:30",
+    ),
     *(
         "1e999",
         "-1e999",
@@ -35,12 +58,76 @@ VALUES = [
         "9" * 400,
         "9" * 5000,
     ),
-    *("'", '"', "'a'", '"\\ud800"', '"\\x00"', '"\\e[31m"', '"\\N"', '"a\\nb"', "|\n  text\n", ">-\n  text\n"),
-    *("[", "]", "{", "}", "[]", "{}", "[1, 2", "[1, [2, [3]]]", "[{a: 1}]", "{a: {b: {c: 1}}}", "{a: {'x y': 1}}"),
-    *("[0.5]", "[0.1, 0.2, 0.3, 0.4]", "[1e999, 1]", "? x", "? [1, 2]\n: 3", "- 1", "--- 1", "...", "%YAML 9.9", "# x"),
-    *("ü中文🎉", "\u202egnirts", "\u2028", "\x85", "\ufeff", "\x7f", "\x00", "\t", "@", "`", "%", "2026-11-21"),
-    *("&a 1", "*a", "&a [*a]", "<<", "<<: *a", "!!str 5", "!!int five", "!!float [1]", "!!binary aGk=", "!!set {a, b}"),
-    *("!!omap [a: 1]", "!!timestamp 2026-11-21", "!x 1", "!!python/name:os.system", "!!python/module:os"),
+    *(
+        "'",
+        '"',
+        "'a'",
+        '"\\ud800"',
+        '"\\x00"',
+        '"\\e[31m"',
+        '"\\N"',
+        '"a\\nb"',
+        "|\n  text\n",
+        ">-\n  text\n",
+    ),
+    *(
+        "[",
+        "]",
+        "{",
+        "}",
+        "[]",
+        "{}",
+        "[1, 2",
+        "[1, [2, [3]]]",
+        "[{a: 1}]",
+        "{a: {b: {c: 1}}}",
+        "{a: {'x y': 1}}",
+    ),
+    *(
+        "[0.5]",
+        "[0.1, 0.2, 0.3, 0.4]",
+        "[1e999, 1]",
+        "? x",
+        "? [1, 2]\n: 3",
+        "- 1",
+        "--- 1",
+        "...",
+        "%YAML 9.9",
+        "# x",
+    ),
+    *(
+        "ü中文🎉",
+        "\u202egnirts",
+        "\u2028",
+        "\x85",
+        "\ufeff",
+        "\x7f",
+        "\x00",
+        "\t",
+        "@",
+        "`",
+        "%",
+        "2026-11-21",
+    ),
+    *(
+        "&a 1",
+        "*a",
+        "&a [*a]",
+        "<<",
+        "<<: *a",
+        "!!str 5",
+        "!!int five",
+        "!!float [1]",
+        "!!binary aGk=",
+        "!!set {a, b}",
+    ),
+    *(
+        "!!omap [a: 1]",
+        "!!timestamp 2026-11-21",
+        "!x 1",
+        "!!python/name:os.system",
+        "!!python/module:os",
+    ),
     *("!!python/tuple [1, 2]", "!!python/object/new:os.system [true]"),
     f"!!python/object/apply:os.system ['touch {EXECUTED}']",
     f"!!python/object/apply:subprocess.Popen [[touch, {EXECUTED}]]",
@@ -62,17 +149,44 @@ VALUES = [
         "- " * 500,
     ),
 ]
-BASES = ["quickstart", "vit_s_800ep", "cycle", "mine", "", "..", "/", "a/b", "/dev/null", "/dev/zero", ".", '"a\\0b"']
+BASES = [
+    "quickstart",
+    "vit_s_800ep",
+    "cycle",
+    "mine",
+    "",
+    "..",
+    "/",
+    "a/b",
+    "/dev/null",
+    "/dev/zero",
+    ".",
+    '"a\\0b"',
+]
 BASES += ["x" * 300, "q" * 5000, "~", "[quickstart]", "1"]
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+    f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n"
+    for old, new in zip("abcdefghi", "bcdefghij", strict=True)
 )
-KEYS = [path for path, _ in recipes.fields(recipes.Recipe)]
+KEYS = [path for path, _ in fields(Recipe)]
 ODD = [
     *(None, True, 0, -1, 1, 3, 7, 64, 10**6, 2**31, 2**63, 10**30, -(10**30), 10**400),
     *(0.0, -0.5, 0.5, 1e-300, 1e300, 1.7e308, float("inf"), float("nan")),
     *("", "x", "imagenet", "synthetic", "中🎉", "a\nb", "\x00", "\ud800", "\u2028", "\U000e0001"),
-    *([], [1], [0.0, 0.0], [2.0, 1.0], [1] * 1000, ["x"], [[1]], {}, {"x": 1}, {"": 1}, {"a b": 2}, {"depth": 2}),
+    *(
+        [],
+        [1],
+        [0.0, 0.0],
+        [2.0, 1.0],
+        [1] * 1000,
+        ["x"],
+        [[1]],
+        {},
+        {"x": 1},
+        {"": 1},
+        {"a b": 2},
+        {"depth": 2},
+    ),
     *({"a.b": {"c: d": "# e"}}, {"checkpoint_path": EXECUTED}, {"pretrained": True}),
 ]
 
@@ -99,18 +213,26 @@ def mutate_text(text: str, rng: random.Random) -> str:
     elif kind == 5:
         lines[at] = rng.choice(["\t", " ", "   "]) + line
     elif kind == 6:
-        lines[at] = line.rstrip("\n") + rng.choice(["\r\n", "\r", "\x85", "\u2028", "", " #", "\t# x\n"])
+        lines[at] = line.rstrip("\n") + rng.choice(
+            ["\r\n", "\r", "\x85", "\u2028", "", " #", "\t# x\n"]
+        )
     elif kind == 7:
         lines.insert(at, f"{'.'.join(rng.choice(KEYS))}: {value}\n")
     elif kind == 8:
         path = rng.choice(KEYS)
         lines.append(
-            "".join(f"{'  ' * i}{key}:{'' if key != path[-1] else ' ' + value}\n" for i, key in enumerate(path))
+            "".join(
+                f"{'  ' * i}{key}:{'' if key != path[-1] else ' ' + value}\n"
+                for i, key in enumerate(path)
+            )
         )
     elif kind == 9:
         lines.insert(at, BOMB)
     elif kind == 10:
-        lines.insert(0, rng.choice(["%TAG ! tag:x,2000:\n---\n", "---\n", "\ufeff", "{", "- ", "x\n", "...\n"]))
+        lines.insert(
+            0,
+            rng.choice(["%TAG ! tag:x,2000:\n---\n", "---\n", "\ufeff", "{", "- ", "x\n", "...\n"]),
+        )
     elif kind == 11:
         start = rng.randrange(len(text) + 1)
         return (
@@ -119,7 +241,10 @@ def mutate_text(text: str, rng: random.Random) -> str:
             + text[start + rng.randrange(20) :]
         )
     elif kind == 12:
-        lines = [f"base: {rng.choice(BASES)}\n", *(one for one in lines if not one.startswith("base:"))]
+        lines = [
+            f"base: {rng.choice(BASES)}\n",
+            *(one for one in lines if not one.startswith("base:")),
+        ]
     else:
         rng.shuffle(lines)
     return "".join(lines)
@@ -155,9 +280,9 @@ def mutate_tree(tree: dict, rng: random.Random) -> None:
         place[key] = {key: place.get(key)}
 
 
-def nested(recipe: recipes.Recipe) -> dict:
+def nested(recipe: Recipe) -> dict:
     tree: dict = {}
-    for path, (value, _) in recipes.leaves(recipe).items():
+    for path, (value, _) in leaves(recipe).items():
         place = tree
         for key in path[:-1]:
             place = place.setdefault(key, {})
@@ -167,10 +292,28 @@ def nested(recipe: recipes.Recipe) -> dict:
 
 def override(rng: random.Random) -> str:
     key = ".".join(rng.choice(KEYS))
-    odd = [scrambled(key, rng), f"{key}.x", key.partition(".")[0], "", ".", "..", f"model.args.{scrambled('x', rng)}"]
-    odd += ["model.args.depth", "model.args." + "k" * 3000, "model.args" + ".k" * 100, "\x00", "a\nb"]
+    odd = [
+        scrambled(key, rng),
+        f"{key}.x",
+        key.partition(".")[0],
+        "",
+        ".",
+        "..",
+        f"model.args.{scrambled('x', rng)}",
+    ]
+    odd += [
+        "model.args.depth",
+        "model.args." + "k" * 3000,
+        "model.args" + ".k" * 100,
+        "\x00",
+        "a\nb",
+    ]
     value = rng.choice([rng.choice(VALUES), str(rng.randrange(10)), "1\nx: 2", "1\ny: 2"])
-    return (key if rng.random() < 0.4 else rng.choice(odd)) + rng.choice(["=", "=", "=", "=", "==", "", " = "]) + value
+    return (
+        (key if rng.random() < 0.4 else rng.choice(odd))
+        + rng.choice(["=", "=", "=", "=", "==", "", " = "])
+        + value
+    )
 
 
 def case(i: int, folder) -> tuple[str, list[str]]:
@@ -179,7 +322,7 @@ def case(i: int, folder) -> tuple[str, list[str]]:
     name = rng.choice(list(TEXTS))
     mine, overrides = folder / "mine.yaml", []
     if i % 4 == 0:
-        tree = nested(recipes.load(name))
+        tree = nested(load_recipe(name))
         for _ in range(rng.choice([1, 1, 2, 4])):
             mutate_tree(tree, rng)
         data = json.dumps(tree, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
@@ -230,16 +373,16 @@ def assert_lines(error: UserError) -> None:
         assert line.isprintable() and len(line) < 2000, line[:2000]
 
 
-def check(file: str, overrides: list[str], folder) -> recipes.Recipe | None:
+def check(file: str, overrides: list[str], folder) -> Recipe | None:
     try:
-        recipe = recipes.load(file, overrides)
+        recipe = load_recipe(file, overrides)
     except UserError as error:
         assert_lines(error)
         return None
     again = folder / "again.yaml"
-    again.write_text(recipes.explain(recipe), encoding="utf-8")
-    back = recipes.load(str(again))
-    assert back.model_dump() == recipe.model_dump() and recipes.differences(recipe, back) == []
+    again.write_text(explain(recipe), encoding="utf-8")
+    back = load_recipe(str(again))
+    assert back.model_dump() == recipe.model_dump() and differences(recipe, back) == []
     return recipe
 
 
@@ -263,10 +406,13 @@ def test_the_cases_are_as_varied_as_they_should_be(tmp_path):
     reasons, valid = set(), 0
     for i in range(200):  # about one in fifteen is valid
         try:
-            recipes.load(*case(i, tmp_path))
+            load_recipe(*case(i, tmp_path))
             valid += 1
         except UserError as error:
-            reasons |= {re.sub(r"'[^']*'|\d+", "", line.partition(": ")[2])[:25] for line in str(error).splitlines()}
+            reasons |= {
+                re.sub(r"'[^']*'|\d+", "", line.partition(": ")[2])[:25]
+                for line in str(error).splitlines()
+            }
     assert valid >= 10 and len(reasons) >= 20, (valid, reasons)
 
 
@@ -278,12 +424,14 @@ def test_a_valid_one_can_be_planned_or_says_why_not(tmp_path):
             continue
         try:
             with at_most(60):
-                made = plan.make(recipe, tmp_path / "run")
-                assert plan.show(made) and scaling.show(scaling.make(made, min(3, recipe.batch.lanes)))
+                made = make_plan(recipe, tmp_path / "run")
+                assert show_plan(made) and scaling.show_scaled(
+                    scaling.scale_plan(made, min(3, recipe.batch.lanes))
+                )
         except UserError as error:
             assert_lines(error)
         except BaseException as error:
-            text = recipes.explain(recipe)
+            text = explain(recipe)
             pytest.fail(f"case {i}: {type(error).__name__}: {str(error)[:2000]}\n{text}")
         planned += 1
         if planned == 8:
@@ -302,9 +450,9 @@ EXTREME = [
 
 @pytest.mark.parametrize("setting", EXTREME)
 def test_an_extreme_value_is_planned_or_refused(tmp_path, setting):
-    recipe = recipes.load("quickstart", [setting])
+    recipe = load_recipe("quickstart", [setting])
     with contextlib.suppress(UserError), at_most(60):
-        assert plan.show(plan.make(recipe, tmp_path / "run"))
+        assert show_plan(make_plan(recipe, tmp_path / "run"))
 
 
 def write(folder, text: str, name: str = "mine") -> str:
@@ -314,7 +462,7 @@ def write(folder, text: str, name: str = "mine") -> str:
 
 def refusal(*arguments) -> str:
     with pytest.raises(UserError) as error, at_most(60):
-        recipes.load(*arguments)
+        load_recipe(*arguments)
     assert_lines(error.value)
     return str(error.value)
 
@@ -326,7 +474,9 @@ def test_what_would_never_end_is_refused_at_once(tmp_path):
         write(tmp_path, f"base: b{i + 1}\n", f"b{i}")
     assert "the end of more than 20 bases" in refusal(str(tmp_path / "b0.yaml"))
     assert "base goes round in a circle" in refusal(write(tmp_path, "base: mine\n"))
-    assert "nested deeper than 20" in refusal(write(tmp_path, "base: quickstart\nabout: " + "[" * 40 + "]" * 40))
+    assert "nested deeper than 20" in refusal(
+        write(tmp_path, "base: quickstart\nabout: " + "[" * 40 + "]" * 40)
+    )
     assert "not valid YAML" in refusal(write(tmp_path, "about: " + "[" * 100_000))
 
 
@@ -340,11 +490,25 @@ def test_one_override_sets_one_key():
 
 
 @pytest.mark.parametrize(
-    "text", ["\x7f", "\x85", "\u2028", "a\nb", "\U000e0001", "\ufeff", "🎉 # : ' \" \\\\ \t", "true", "1e5"]
+    "text",
+    [
+        "\x7f",
+        "\x85",
+        "\u2028",
+        "a\nb",
+        "\U000e0001",
+        "\ufeff",
+        "🎉 # : ' \" \\\\ \t",
+        "true",
+        "1e5",
+    ],
 )
 def test_any_text_survives_explain(tmp_path, text):
-    recipe = recipes.load(
-        write(tmp_path, json.dumps({"base": "quickstart", "about": text}, ensure_ascii=ord(max(text)) < 2**16))
+    recipe = load_recipe(
+        write(
+            tmp_path,
+            json.dumps({"base": "quickstart", "about": text}, ensure_ascii=ord(max(text)) < 2**16),
+        )
     )
     assert recipe.about == text
-    assert recipes.load(write(tmp_path, recipes.explain(recipe), "again")).about == text
+    assert load_recipe(write(tmp_path, explain(recipe), "again")).about == text

@@ -19,21 +19,29 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from deit_tract.data import datasets, imagenet, readers
-from deit_tract.errors import UserError
-from deit_tract.schema import Data
+from deit_tract.common.errors import UserError
+from deit_tract.data.sets import imagenet, readers
+from deit_tract.data.sets.load import importlib, load_images
+from deit_tract.data.sets.on_disk import on_disk
+from deit_tract.recipe.settings.recipe import Data
 
 OFFICIAL = ImageNetInfo().label_names()
 
 
 def data(directory, **values) -> Data:
-    settings = {"name": "imagenet", "image_size": 16, "classes": 1000, "dir": str(directory), "verify": False}
+    settings = {
+        "name": "imagenet",
+        "image_size": 16,
+        "classes": 1000,
+        "dir": str(directory),
+        "verify": False,
+    }
     return Data(**settings | values)
 
 
 def fails(settings: Data) -> str:
     with pytest.raises(UserError) as caught:
-        datasets.load(settings)
+        load_images(settings)
     return str(caught.value)
 
 
@@ -50,7 +58,10 @@ def copy(old: Path, new: Path) -> None:
 @pytest.fixture(scope="module")
 def photos(real_images, tmp_path_factory):
     """Class folders of the 1,000 photos, some under several numbers whose order as text is not that as numbers."""
-    source, root = real_images("imagenet_samples_256.tar") / "train", tmp_path_factory.mktemp("photos")
+    source, root = (
+        real_images("imagenet_samples_256.tar") / "train",
+        tmp_path_factory.mktemp("photos"),
+    )
     for folder in source.iterdir():
         (photo,) = folder.iterdir()
         copy(photo, root / "val" / folder.name / photo.name)
@@ -107,13 +118,19 @@ def rows(folder: Path, hub: bool):
 
 def saved(photos: Path, root: Path) -> None:
     hf = pytest.importorskip("datasets")
-    parts = {"train": rows(photos / "train", hub=False), "validation": rows(photos / "val", hub=False)}
+    parts = {
+        "train": rows(photos / "train", hub=False),
+        "validation": rows(photos / "val", hub=False),
+    }
     hf.DatasetDict(parts).save_to_disk(root)
 
 
 def saved_from_hub(photos: Path, root: Path) -> None:
     hf = pytest.importorskip("datasets")
-    parts = {"train": rows(photos / "train", hub=True), "validation": rows(photos / "val", hub=True)}
+    parts = {
+        "train": rows(photos / "train", hub=True),
+        "validation": rows(photos / "val", hub=True),
+    }
     hf.DatasetDict(parts).save_to_disk(root)
 
 
@@ -129,7 +146,7 @@ FORMS = (linked_folders, one_tar, class_tars, tar_of_tars, saved, saved_from_hub
 def form(request, photos, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param.__name__)
     request.param(photos, root)
-    return datasets.load(data(root))
+    return load_images(data(root))
 
 
 def test_every_form_has_imagefolders_order_labels_and_bytes(form, photos):
@@ -137,7 +154,9 @@ def test_every_form_has_imagefolders_order_labels_and_bytes(form, photos):
         reference = ImageFolder(str(photos / part))
         assert imagenet.synsets(ours) == reference.classes == OFFICIAL
         assert ours.labels.tolist() == reference.targets
-        assert [raw(ours, i) for i in range(len(ours))] == [Path(p).read_bytes() for p, _ in reference.samples]
+        assert [raw(ours, i) for i in range(len(ours))] == [
+            Path(p).read_bytes() for p, _ in reference.samples
+        ]
         for index in (0, 500, len(ours) - 1):
             image, label = ours[index]
             expected, target = reference[index]
@@ -147,17 +166,21 @@ def test_every_form_has_imagefolders_order_labels_and_bytes(form, photos):
 
 
 def test_every_form_reaches_workers_after_it_was_read_here(form):
-    here = [(np.asarray(image).sum(), label) for image, label in map(form.val.__getitem__, range(40))]
+    here = [
+        (np.asarray(image).sum(), label) for image, label in map(form.val.__getitem__, range(40))
+    ]
     copy = pickle.loads(pickle.dumps(form.val))
     assert (np.asarray(copy[3][0]).sum(), copy[3][1]) == here[3]
-    loader = DataLoader(form.val, batch_sampler=[[i] for i in range(40)], num_workers=2, collate_fn=list)
+    loader = DataLoader(
+        form.val, batch_sampler=[[i] for i in range(40)], num_workers=2, collate_fn=list
+    )
     there = [(np.asarray(image).sum(), label) for ((image, label),) in loader]
     assert there == here
 
 
 def test_greyscale_photos_come_as_three_equal_channels(photos, tmp_path):
     """25 photos of the sample are grey; they are stored here as ImageNet has its greyscale ones, with one channel."""
-    val, grey = datasets.load(data(photos)).val, {}
+    val, grey = load_images(data(photos)).val, {}
     for index in range(len(val)):
         pixels = np.asarray(val[index][0])
         if (pixels == pixels[..., :1]).all():
@@ -174,7 +197,10 @@ def test_greyscale_photos_come_as_three_equal_channels(photos, tmp_path):
 
 def test_timms_reader_finds_the_same_images_in_a_tar(photos, tmp_path):
     one_tar(photos, tmp_path)
-    ours, theirs = readers.Tars(tmp_path / "train.tar", "RGB"), ReaderImageInTar(str(tmp_path / "train.tar"))
+    ours, theirs = (
+        readers.Tars(tmp_path / "train.tar", "RGB"),
+        ReaderImageInTar(str(tmp_path / "train.tar")),
+    )
     pairs = [(theirs[i][0].read(), int(theirs[i][1])) for i in range(len(theirs))]
     assert sorted(pairs) == sorted((raw(ours, i), int(ours.labels[i])) for i in range(len(ours)))
 
@@ -188,18 +214,20 @@ def test_the_hub_through_timms_reader(photos, tmp_path, monkeypatch):
         both = rows(photos / folder, hub=True)
         keep = [i for i, label in enumerate(both["label"]) if OFFICIAL[label] in few]
         both.select(keep).to_parquet(tmp_path / "set" / "data" / f"{part}-00000-of-00001.parquet")
-    for folder, ours in zip(("train", "val"), datasets.on_disk(f"hfds/{tmp_path / 'set'}"), strict=True):
+    for folder, ours in zip(("train", "val"), on_disk(f"hfds/{tmp_path / 'set'}"), strict=True):
         expected = [path for name in few for path in sorted((photos / folder / name).iterdir())]
         assert [raw(ours, i) for i in range(len(ours))] == [path.read_bytes() for path in expected]
         assert ours.name(0) == f"{expected[0].stem}_{few[0]}.JPEG"
     assert (tmp_path / "cache").exists()
     with pytest.raises(UserError, match=r"^hfds//nowhere/set: cannot be loaded"):
-        datasets.on_disk("hfds//nowhere/set")
+        on_disk("hfds//nowhere/set")
 
 
 def test_hugging_face_without_its_package(monkeypatch):
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
-    assert fails(data("hfds/ILSVRC/imagenet-1k")).endswith("need the package 'datasets'; pip install datasets")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert fails(data("hfds/ILSVRC/imagenet-1k")).endswith(
+        "need the package 'datasets'; pip install datasets"
+    )
 
 
 def test_hugging_face_without_names_or_labels(photos, tmp_path):
@@ -209,7 +237,9 @@ def test_hugging_face_without_names_or_labels(photos, tmp_path):
     cells = [{"bytes": picture.getvalue(), "path": None}] * 2
     features = hf.Features({"img": hf.Image(), "fine": hf.ClassLabel(names=OFFICIAL[:2])})
     unnamed = hf.Dataset.from_dict({"img": cells, "fine": [1, 0]}, features)
-    with pytest.raises(UserError, match="images without file names, by which the reference orders them"):
+    with pytest.raises(
+        UserError, match="images without file names, by which the reference orders them"
+    ):
         readers.HuggingFace(unnamed, "set", "RGB")
     assert readers.HuggingFace(unnamed, "set", "RGB", ordered=False)[0][1] == 0
     with pytest.raises(UserError, match="set: has no column of type ClassLabel; its columns: img"):
@@ -226,7 +256,9 @@ def tiny(tmp_path):
         for name in OFFICIAL[:2]:
             (tmp_path / part / name).mkdir(parents=True)
             for index in range(3):
-                Image.new("RGB", (8, 8), (index * 99, 0, 0)).save(tmp_path / part / name / f"{name}_{index}.JPEG")
+                Image.new("RGB", (8, 8), (index * 99, 0, 0)).save(
+                    tmp_path / part / name / f"{name}_{index}.JPEG"
+                )
     return tmp_path
 
 
@@ -240,7 +272,7 @@ def as_tar(folder: Path) -> Path:
 
 
 def test_a_part_of_it_is_accepted_when_not_verified(tiny):
-    assert len(datasets.load(data(tiny, classes=2)).train) == 6
+    assert len(load_images(data(tiny, classes=2)).train) == 6
     assert "data.classes: 1000, but the data has 2" in fails(data(tiny))
 
 
@@ -249,14 +281,21 @@ def test_all_that_is_missing_is_said_at_once(tiny):
     assert len(lines) == 6 and all("data.verify=false" in line for line in lines)
     assert lines[0].startswith(f"{tiny}/train: 998 of 1,000 classes are missing: {OFFICIAL[2]}, ")
     assert f"{tiny}/train: 6 images, ImageNet has 1,281,167" in lines[1]
-    assert f"{tiny}/val: 2 classes do not have 50 images: n01440764 has 3, n01443537 has 3;" in lines[5]
+    assert (
+        f"{tiny}/val: 2 classes do not have 50 images: n01440764 has 3, n01443537 has 3;"
+        in lines[5]
+    )
 
 
 class Listed(readers.Images):
     root, mode = "set", "RGB"
 
     def __init__(self, counts, classes=OFFICIAL, name="x.JPEG"):
-        self.labels, self.classes, self._name = np.repeat(np.arange(len(counts)), counts), classes, name
+        self.labels, self.classes, self._name = (
+            np.repeat(np.arange(len(counts)), counts),
+            classes,
+            name,
+        )
 
     def name(self, index: int) -> str:
         return self._name
@@ -265,7 +304,7 @@ class Listed(readers.Images):
 def test_whole_imagenet_passes():
     train = np.full(1000, 1281)
     train[:167] += 1
-    imagenet.check(Listed(train), Listed(np.full(1000, 50)))
+    imagenet.check_imagenet(Listed(train), Listed(np.full(1000, 50)))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -287,7 +326,10 @@ def test_other_classes_than_imagenets_are_told(tiny):
     for part in ("train", "val"):
         (tiny / part / OFFICIAL[1]).rename(tiny / part / "n99999999")
     message = fails(data(tiny, classes=2))
-    assert f"{tiny}/train: 1 of 2 classes are no synsets of ImageNet-1k: n99999999; for another set" in message
+    assert (
+        f"{tiny}/train: 1 of 2 classes are no synsets of ImageNet-1k: n99999999; for another set"
+        in message
+    )
     for part in ("train", "val"):
         (tiny / part / "n99999999").rename(tiny / part / "goldfish")
     assert "no synsets of ImageNet-1k: goldfish" in fails(data(tiny, classes=2))
@@ -295,7 +337,9 @@ def test_other_classes_than_imagenets_are_told(tiny):
 
 def test_a_class_that_validation_lacks_is_told(tiny):
     (tiny / "val" / OFFICIAL[1]).rename(tiny / "val" / OFFICIAL[2])
-    assert f"{tiny}/val: classes differ from those of {tiny}/train: n01443537" in fails(data(tiny, classes=2))
+    assert f"{tiny}/val: classes differ from those of {tiny}/train: n01443537" in fails(
+        data(tiny, classes=2)
+    )
 
 
 def test_flat_validation_says_how_to_sort_it(tiny):
@@ -304,19 +348,27 @@ def test_flat_validation_says_how_to_sort_it(tiny):
     for name in OFFICIAL[:2]:
         (tiny / "val" / name).rmdir()
     message = fails(data(tiny, classes=2))
-    assert f"{tiny}/val: holds 6 images, but no class folders; sort each image into the folder of its syn" in message
+    assert (
+        f"{tiny}/val: holds 6 images, but no class folders; sort each image into the folder of its syn"
+        in message
+    )
     assert message.endswith("python tools/prepare.py imagenet DIR --fix-val LABELS")
     as_tar(tiny / "val")
     message = fails(data(tiny, classes=2))
-    assert f"{tiny}/val.tar: holds images outside of class folders; unpack it to {tiny}/val and sort" in message
+    assert (
+        f"{tiny}/val.tar: holds images outside of class folders; unpack it to {tiny}/val and sort"
+        in message
+    )
 
 
 def test_a_broken_image_in_a_tar_is_named_with_its_member(tiny):
     path = tiny / "train" / OFFICIAL[1] / f"{OFFICIAL[1]}_1.JPEG"
     path.write_bytes(path.read_bytes()[:200])
     as_tar(tiny / "train")
-    train = datasets.load(data(tiny, classes=2)).train
-    with pytest.raises(UserError, match=r"/train.tar:./n01443537/n01443537_1.JPEG: cannot be read as an image"):
+    train = load_images(data(tiny, classes=2)).train
+    with pytest.raises(
+        UserError, match=r"/train.tar:./n01443537/n01443537_1.JPEG: cannot be read as an image"
+    ):
         train[4]
     assert train[5][1] == train[-1][1] == 1
 
@@ -327,7 +379,10 @@ def test_a_tar_that_is_none_or_empty_or_cut_off(tiny):
     end = readers.Tars(tar, "RGB")._offset.max()
     for content, message in (
         (b"no tar at all" * 1000, "cannot be read as a tar"),
-        (whole[: end + 100], "cannot be read as a tar (unexpected end of data); download or pack it again"),
+        (
+            whole[: end + 100],
+            "cannot be read as a tar (unexpected end of data); download or pack it again",
+        ),
         (whole[: end - 300], "cannot be read as a tar"),  # inside a header
         (bytes(10240), "holds no images"),
     ):
@@ -343,10 +398,14 @@ def test_the_index_of_large_tars_is_kept_until_they_change(tiny, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(readers, "_scan", lambda *_: pytest.fail("read anew"))
         again = readers.Tars(tar, "RGB")
-    assert [raw(again, i) for i in range(6)] == [raw(first, i) for i in range(6)] and again.classes == first.classes
+    assert [raw(again, i) for i in range(6)] == [
+        raw(first, i) for i in range(6)
+    ] and again.classes == first.classes
     assert again.labels.tolist() == [0, 0, 0, 1, 1, 1] and again.name(4) == first.name(4)
     with tarfile.open(tar, "a") as more:
-        more.add(tiny / "was_train" / OFFICIAL[0] / f"{OFFICIAL[0]}_0.JPEG", f"{OFFICIAL[0]}/z.JPEG")
+        more.add(
+            tiny / "was_train" / OFFICIAL[0] / f"{OFFICIAL[0]}_0.JPEG", f"{OFFICIAL[0]}/z.JPEG"
+        )
     assert len(readers.Tars(tar, "RGB")) == 7
     kept.write_bytes(b"broken")
     assert len(readers.Tars(tar, "RGB")) == 7 == len(np.load(kept)["labels"])
@@ -354,7 +413,9 @@ def test_the_index_of_large_tars_is_kept_until_they_change(tiny, monkeypatch):
 
 def test_an_index_that_cannot_be_kept_is_a_warning(tiny, monkeypatch):
     monkeypatch.setattr(readers, "INDEX_FROM", 1)
-    monkeypatch.setattr(readers.os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
+    monkeypatch.setattr(
+        readers.os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError("read-only"))
+    )
     with pytest.warns(UserWarning, match="every start reads the tars anew"):
         readers.Tars(as_tar(tiny / "train"), "RGB")
     assert not list(tiny.glob(".train*"))

@@ -11,8 +11,8 @@ from timm.optim import Lamb as TimmLamb
 from timm.optim import param_groups_weight_decay
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deit_tract import lamb
-from deit_tract.lamb import Lamb
+from deit_tract.optim import lamb
+from deit_tract.optim.lamb import Lamb
 
 SETTINGS = {"lr": 4e-3, "betas": (0.9, 0.999), "eps": 1e-8, "max_grad_norm": 1.0}
 # "together" as on a GPU; "foreach" is for devices without the fused kernel
@@ -30,7 +30,9 @@ def way(request, monkeypatch):
 
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
-    vit = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=48, num_heads=3, img_size=32, init_values=1e-4)
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", depth=2, embed_dim=48, num_heads=3, img_size=32, init_values=1e-4
+    )
     torch.nn.init.zeros_(vit.head.weight)  # no norm: no trust ratio
     vit.patch_embed.proj.to(memory_format=torch.channels_last)
     return vit
@@ -51,7 +53,9 @@ def give_gradients(vit: torch.nn.Module, step: int, scale: float) -> None:
     vit.blocks[0].attn.qkv.weight.grad.zero_()
 
 
-def trained(vit: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range, scale: float) -> torch.nn.Module:
+def trained(
+    vit: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range, scale: float
+) -> torch.nn.Module:
     for step in steps:
         give_gradients(vit, step, scale)
         for group in optimizer.param_groups:
@@ -63,7 +67,10 @@ def trained(vit: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range
 def apart(a: torch.nn.Module, b: torch.nn.Module) -> float:
     """The largest relative distance between two models' parameters."""
     pairs = zip(a.parameters(), b.parameters(), strict=True)
-    return max(((p.double() - q.double()).norm() / q.double().norm().clamp(min=1e-9)).item() for p, q in pairs)
+    return max(
+        ((p.double() - q.double()).norm() / q.double().norm().clamp(min=1e-9)).item()
+        for p, q in pairs
+    )
 
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)
@@ -77,7 +84,9 @@ def test_ten_steps_are_timms(way, foreach, scale):
     trained(ours, Lamb(groups(ours), **SETTINGS), range(10), scale)
     trained(
         theirs,
-        TimmLamb(groups(theirs), **SETTINGS, **({"foreach": foreach} if "foreach" in known else {})),
+        TimmLamb(
+            groups(theirs), **SETTINGS, **({"foreach": foreach} if "foreach" in known else {})
+        ),
         range(10),
         scale,
     )
@@ -132,7 +141,9 @@ class Operations(TorchDispatchMode):
 def test_the_norm_before_clipping_can_be_read():
     vit = model()
     give_gradients(vit, 0, 1.0)
-    expected = torch.stack([p.grad.double().norm() for p in vit.parameters() if p.grad is not None]).norm()
+    expected = torch.stack(
+        [p.grad.double().norm() for p in vit.parameters() if p.grad is not None]
+    ).norm()
     optimizer = Lamb(groups(vit), **SETTINGS)
     optimizer.step()
     assert optimizer.grad_norm.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -165,10 +176,15 @@ def test_on_a_gpu_no_step_waits_and_operations_do_not_grow_with_the_number_of_te
     counts = []
     for tensors in (3, 30):
         with FakeTensorMode():
-            params = [torch.nn.Parameter(torch.empty(8, 8, device="cuda")) for _ in range(2 * tensors)]
+            params = [
+                torch.nn.Parameter(torch.empty(8, 8, device="cuda")) for _ in range(2 * tensors)
+            ]
             for p in params:
                 p.grad = torch.empty_like(p)
-            halves = [{"params": params[:tensors], "weight_decay": 0.0}, {"params": params[tensors:]}]
+            halves = [
+                {"params": params[:tensors], "weight_decay": 0.0},
+                {"params": params[tensors:]},
+            ]
             optimizer = Lamb(halves, lr=1e-3, weight_decay=0.05)
             optimizer.step()  # makes the state
             with Operations() as operations:
@@ -183,4 +199,6 @@ def test_a_closure_is_called_and_a_model_without_gradients_stays():
     optimizer = Lamb(groups(vit), **SETTINGS)
     before = copy.deepcopy(vit)
     assert optimizer.step(lambda: 3.0) == 3.0
-    assert all(torch.equal(p, q) for p, q in zip(vit.parameters(), before.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(vit.parameters(), before.parameters(), strict=True)
+    )

@@ -15,11 +15,14 @@ from loss_trace import STORED, trace
 from PIL import Image
 from safetensors.torch import load_file
 
-from deit_tract import lamb, log, loop, models
-from deit_tract import recipe as recipes
-from deit_tract.data.stream import Views
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.data.loader import Views
+from deit_tract.models.build import build_model
+from deit_tract.optim import lamb
+from deit_tract.recipe.describe import differences
+from deit_tract.recipe.resolve import load_recipe
 from deit_tract.tasks.classify import Classify
+from deit_tract.train import log, loop
 
 
 def weights(folder, step, name="model"):
@@ -37,27 +40,43 @@ def test_the_stored_trace_of_20_steps():
 
 
 def test_a_run_leaves_what_the_readme_says(tmp_path):
-    records = train(tmp_path, *short(6, "evaluate.every_steps=3", "save.every_steps=2", "ema.decay=0.9"))
+    records = train(
+        tmp_path, *short(6, "evaluate.every_steps=3", "save.every_steps=2", "ema.decay=0.9")
+    )
     steps = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "top1" in record]
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     assert [record["step"] for record in evaluations] == [3, 6]
     assert steps[0]["epoch"] == 1 / 20 and steps[0]["lr"] == 1e-6
-    assert {"images_per_s", "data_wait", "grad_norm"} <= steps[0].keys() and 0 <= steps[0]["data_wait"] <= 1
-    assert {"top1", "top5", "val_loss", "ema_top1", "ema_top5", "ema_val_loss"} <= evaluations[0].keys()
+    assert {"images_per_s", "data_wait", "grad_norm"} <= steps[0].keys() and 0 <= steps[0][
+        "data_wait"
+    ] <= 1
+    assert {"top1", "top5", "val_loss", "ema_top1", "ema_top5", "ema_val_loss"} <= evaluations[
+        0
+    ].keys()
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["final"] == evaluations[1] and summary["exit"] == "finished" and summary["steps"] == 6
+    assert (
+        summary["final"] == evaluations[1]
+        and summary["exit"] == "finished"
+        and summary["steps"] == 6
+    )
     assert summary["best"] == max(evaluations, key=lambda record: record["top1"])
     assert summary["seconds"] == pytest.approx(sum(summary["seconds_by_part"].values()), abs=0.01)
     environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__.split("+")[0] and environment["processes"] == 1
-    assert recipes.differences(recipes.load(str(tmp_path / "recipe.yaml")), recipes.load("quickstart")) != []
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000004", "step_00000006"]
+    assert (
+        environment["packages"]["torch"] == torch.__version__.split("+")[0]
+        and environment["processes"] == 1
+    )
+    assert differences(load_recipe(str(tmp_path / "recipe.yaml")), load_recipe("quickstart")) != []
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step_00000004",
+        "step_00000006",
+    ]
 
 
 def test_a_checkpoint_is_plain_timm_weights(tmp_path):
     train(tmp_path, *short(2))
-    plain = models.build(recipes.load("quickstart_baseline"))
+    plain = build_model(load_recipe("quickstart_baseline"))
     plain.load_state_dict(weights(tmp_path, 2))
 
 
@@ -70,10 +89,12 @@ def test_the_logged_loss_is_the_mean_since_the_line_before(tmp_path):
 def test_the_update_is_that_of_the_mean_over_lanes(tmp_path):
     """One SGD step against the gradient written out: the mean of the lanes' losses, each with its own draws."""
     plain = ("momentum=0", "lr=0.5", "weight_decay=0", "clip_grad=null")
-    overrides = short(1, "optim.name=sgd", *(f"optim.{setting}" for setting in plain), "model.tract=null")
+    overrides = short(
+        1, "optim.name=sgd", *(f"optim.{setting}" for setting in plain), "model.tract=null"
+    )
     overrides += ["schedule.name=constant", "schedule.warmup_lr=0.5"]
     train(tmp_path, *overrides)
-    recipe = recipes.load("quickstart", overrides)
+    recipe = load_recipe("quickstart", overrides)
     task = Classify(recipe)
     stream = loop.Stream(1437, 4, 16, 3, 0)
     task.bare.train()
@@ -92,12 +113,17 @@ def test_the_update_is_that_of_the_mean_over_lanes(tmp_path):
 @pytest.mark.parametrize("gram", ["lane", "batch"])
 def test_the_batchs_gram_matrix_does_not_depend_on_lanes_and_a_lanes_does(tmp_path, gram):
     """A batch in one lane and in 32, with nothing else that a lane draws: the first layer's weights afterwards."""
-    plain = ("mix.prob=0", "model.drop_path=0", "model.args.init_values=null", f"model.tract_gram={gram}")
+    plain = (
+        "mix.prob=0",
+        "model.drop_path=0",
+        "model.args.init_values=null",
+        f"model.tract_gram={gram}",
+    )
     sgd = ("optim.name=sgd", "optim.lr=0.3", "schedule.warmup_lr=0.3", "model.tract=1e-3")
     moved = []
     for lanes in (1, 32):
         train(tmp_path / str(lanes), *short(8, *plain, *sgd, f"batch.lanes={lanes}"))
-        start = models.build(recipes.load("quickstart", plain)).patch_embed.proj.weight
+        start = build_model(load_recipe("quickstart", plain)).patch_embed.proj.weight
         moved.append(weights(tmp_path / str(lanes), 8)["patch_embed.proj.weight"] - start)
     difference = ((moved[0] - moved[1]).norm() / moved[0].norm()).item()
     assert difference < 1e-4 if gram == "batch" else difference > 1e-2, difference
@@ -105,7 +131,7 @@ def test_the_batchs_gram_matrix_does_not_depend_on_lanes_and_a_lanes_does(tmp_pa
 
 def test_ema_follows_its_definition(tmp_path):
     train(tmp_path, *short(3, "save.every_steps=1", "save.keep=3", "ema.decay=0.75"))
-    start = models.build(recipes.load("quickstart")).state_dict()
+    start = build_model(load_recipe("quickstart")).state_dict()
     average = start["head.weight"].clone()
     for step in (1, 2, 3):
         average = 0.75 * average + 0.25 * weights(tmp_path, step)["head.weight"]
@@ -121,7 +147,9 @@ def test_workers_change_nothing(tmp_path, optimizer):
 
 
 def test_seeds_change_everything(tmp_path):
-    assert losses(train(tmp_path / "a", *short(2))) != losses(train(tmp_path / "b", *short(2, "seed=1")))
+    assert losses(train(tmp_path / "a", *short(2))) != losses(
+        train(tmp_path / "b", *short(2, "seed=1"))
+    )
 
 
 def test_bf16_trains_close_to_float32(tmp_path):
@@ -143,7 +171,9 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
 
 def test_another_recipe_in_the_same_folder_is_refused_with_its_keys(tmp_path):
     train(tmp_path, *short(2))
-    with pytest.raises(UserError, match=r"optim.lr: 0.008 -> 0.1; seed: 0 -> 3.*choose another --output"):
+    with pytest.raises(
+        UserError, match=r"optim.lr: 0.008 -> 0.1; seed: 0 -> 3.*choose another --output"
+    ):
         train(tmp_path, *short(2, "optim.lr=0.1", "seed=3"))
     train(tmp_path, *short(2, "data.workers=1", "save.keep=1"))
 
@@ -152,7 +182,9 @@ def test_another_recipe_in_the_same_folder_is_refused_with_its_keys(tmp_path):
 def test_fine_tuning_starts_from_the_given_weights(tmp_path, source):
     train(tmp_path / "a", *short(2))
     path = tmp_path / "a" / "checkpoints" / "step_00000002" / "model.safetensors"
-    recipe = recipes.load("quickstart", short(1, "optim.lr=1e-9", "schedule.warmup_lr=0", "schedule.min_lr=0"))
+    recipe = load_recipe(
+        "quickstart", short(1, "optim.lr=1e-9", "schedule.warmup_lr=0", "schedule.min_lr=0")
+    )
     loop.train(recipe, tmp_path / "b", str(tmp_path / "a") if source == "run" else str(path))
     for key, value in weights(tmp_path / "b", 1).items():
         torch.testing.assert_close(value, load_file(path)[key])
@@ -162,7 +194,7 @@ def test_fine_tuning_goes_on_without_the_weights_it_started_from(tmp_path):
     train(tmp_path / "a", *short(1))
     start = tmp_path / "start.safetensors"
     (tmp_path / "a" / "checkpoints" / "step_00000001" / "model.safetensors").rename(start)
-    recipe = recipes.load("quickstart", short(2))
+    recipe = load_recipe("quickstart", short(2))
     loop.train(recipe, tmp_path / "b", str(start))
     before = weights(tmp_path / "b", 2)
     start.unlink()
@@ -175,10 +207,12 @@ def test_fine_tuning_goes_on_without_the_weights_it_started_from(tmp_path):
 def test_a_run_without_a_checkpoint_is_no_start(tmp_path):
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="this run has no checkpoint yet"):
-        loop.train(recipes.load("quickstart", short(1)), tmp_path / "b", str(tmp_path / "a"))
+        loop.train(load_recipe("quickstart", short(1)), tmp_path / "b", str(tmp_path / "a"))
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(
+    tmp_path, monkeypatch
+):
     real = Classify.loss
     calls = []
 
@@ -190,7 +224,10 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(t
     monkeypatch.setattr(Classify, "loss", poisoned)
     with pytest.raises(UserError, match=r"step 7: loss or gradient norm is not finite"):
         train(tmp_path, *short(20, "log.every_steps=10", "save.every_steps=3"))
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000006"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step_00000003",
+        "step_00000006",
+    ]
     assert all(value.isfinite().all() for value in weights(tmp_path, 6).values())
     assert "step 7" in json.loads((tmp_path / "summary.json").read_text())["exit"]
 
@@ -200,7 +237,9 @@ def test_nothing_is_read_from_the_device_between_log_points(tmp_path, monkeypatc
     reads = []
     for name in ("item", "__bool__", "__float__"):
         real = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, real=real: reads.append(1) or real(self))
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, real=real: reads.append(1) or real(self)
+        )
 
     def count(steps: int) -> int:
         """Transforms run in a worker here; on a CPU, TrAct looks at its input, and LAMB at norms."""

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from deit_tract.data import mix
-from deit_tract.schema import Mix
+from deit_tract.data.transforms import mix
+from deit_tract.recipe.settings.recipe import Mix
 
 DEIT = Mix(mixup=0.8, cutmix=1.0)
 
@@ -22,7 +22,9 @@ def test_half_is_cutmix_and_prob_leaves_the_rest_alone():
     kinds = draws(DEIT)
     assert 0.45 < sum(d.box is not None for d in kinds) / 2000 < 0.55
     rare = draws(Mix(mixup=0.8, prob=0.3))
-    assert 0.25 < sum(d != mix.Draw() for d in rare) / 2000 < 0.35 and all(d.box is None for d in rare)
+    assert 0.25 < sum(d != mix.Draw() for d in rare) / 2000 < 0.35 and all(
+        d.box is None for d in rare
+    )
     assert all(d.box is not None for d in draws(Mix(cutmix=1.0), 100))
     assert set(draws(Mix(), 20)) == {mix.Draw()}
 

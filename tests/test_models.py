@@ -5,20 +5,24 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from deit_tract import models
-from deit_tract import recipe as recipes
-from deit_tract.errors import UserError
-from deit_tract.schema import Model
+from deit_tract.common.errors import UserError
+from deit_tract.models.build import build_model, timm
+from deit_tract.models.drop_path import DropPath, draw_drop_path, set_drop_path
+from deit_tract.models.weights import load_weights
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.settings.recipe import Model
 
 
 def build(*overrides: str) -> nn.Module:
-    return models.build(recipes.load("quickstart", overrides))
+    return build_model(load_recipe("quickstart", overrides))
 
 
 def test_tract_stands_on_the_first_layer_and_nothing_else_differs():
     with_tract, without = build(), build("model.tract=null")
     assert type(without.patch_embed.proj) is nn.Conv2d
-    assert type(with_tract.patch_embed.proj) is not nn.Conv2d and isinstance(with_tract.patch_embed.proj, nn.Conv2d)
+    assert type(with_tract.patch_embed.proj) is not nn.Conv2d and isinstance(
+        with_tract.patch_embed.proj, nn.Conv2d
+    )
     changed = [name for name, layer in with_tract.named_modules()
                if type(layer) is not type(without.get_submodule(name))]  # fmt: skip
     assert changed == ["patch_embed.proj"]
@@ -29,7 +33,7 @@ def test_tract_stands_on_the_first_layer_and_nothing_else_differs():
 def test_tract_on_a_first_layer_that_is_no_plain_one_is_refused():
     model = Model(name="resnetv2_50x1_bit", tract=0.1)
     with pytest.raises(UserError, match=r"model.tract: TrAct takes exactly .*StdConv2d"):
-        models.build(recipes.load("quickstart").model_copy(update={"model": model}))
+        build_model(load_recipe("quickstart").model_copy(update={"model": model}))
 
 
 def test_forward_is_bit_identical_and_only_the_first_weights_gradient_differs():
@@ -41,7 +45,9 @@ def test_forward_is_bit_identical_and_only_the_first_weights_gradient_differs():
         grads.append((out, {name: p.grad for name, p in model.named_parameters()}))
     (out, ours), (expected, plain) = grads
     assert torch.equal(out, expected)
-    assert [name for name in plain if not torch.equal(ours[name], plain[name])] == ["patch_embed.proj.weight"]
+    assert [name for name in plain if not torch.equal(ours[name], plain[name])] == [
+        "patch_embed.proj.weight"
+    ]
 
 
 def test_initialisation_follows_the_seed_not_the_global_state():
@@ -52,20 +58,24 @@ def test_initialisation_follows_the_seed_not_the_global_state():
 
 
 def test_drop_path_has_one_rate_in_every_block():
-    layers = [layer for layer in build("model.drop_path=0.3").modules() if isinstance(layer, models.DropPath)]
+    layers = [
+        layer for layer in build("model.drop_path=0.3").modules() if isinstance(layer, DropPath)
+    ]
     assert len(layers) == 6 and {layer.rate for layer in layers} == {0.3}
-    assert not [layer for layer in build("model.drop_path=0").modules() if isinstance(layer, models.DropPath)]
+    assert not [
+        layer for layer in build("model.drop_path=0").modules() if isinstance(layer, DropPath)
+    ]
 
 
 def test_drop_path_drops_whole_samples_at_its_rate_and_keeps_the_mean():
-    layers = [models.DropPath(0.3), models.DropPath(0.3)]
+    layers = [DropPath(0.3), DropPath(0.3)]
     x = torch.ones(2000, 4, 5)
-    models.draw_drop_path(layers, 2000, seed=3, device=torch.device("cpu"))
+    draw_drop_path(layers, 2000, seed=3, device=torch.device("cpu"))
     first, second = (layer(x) for layer in layers)
     assert first.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
     assert (first.flatten(1).std(1) == 0).all() and not torch.equal(first, second)
     assert abs((first[:, 0, 0] == 0).float().mean() - 0.3) < 0.04
-    models.draw_drop_path(layers, 2000, seed=3, device=torch.device("cpu"))
+    draw_drop_path(layers, 2000, seed=3, device=torch.device("cpu"))
     assert torch.equal(layers[0](x), first), "the seed decides"
     layers[0].eval()
     assert layers[0](x) is x
@@ -73,7 +83,7 @@ def test_drop_path_drops_whole_samples_at_its_rate_and_keeps_the_mean():
 
 def test_drop_path_is_refused_where_there_is_none():
     with pytest.raises(UserError, match="VGG has no drop path"):
-        models.set_drop_path(models.timm.create_model("vgg11"), 0.1)
+        set_drop_path(timm.create_model("vgg11"), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +105,10 @@ def test_weights_come_back_and_anything_else_is_refused(tmp_path):
     torch.save(model.state_dict(), tmp_path / "a.pth")
     for name in ("a.safetensors", "a.pth"):
         fresh = build()
-        models.load_weights(fresh, str(tmp_path / name))
-        assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True))
+        load_weights(fresh, str(tmp_path / name))
+        assert all(
+            torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True)
+        )
     state = model.state_dict()
     cases = {
         "lacks head.bias": {key: value for key, value in state.items() if key != "head.bias"},
@@ -106,7 +118,7 @@ def test_weights_come_back_and_anything_else_is_refused(tmp_path):
     for message, weights in cases.items():
         save_file(weights, tmp_path / "b.safetensors")
         with pytest.raises(UserError, match=message):
-            models.load_weights(other, str(tmp_path / "b.safetensors"))
+            load_weights(other, str(tmp_path / "b.safetensors"))
     (tmp_path / "c.pth").write_bytes(b"not weights")
     with pytest.raises(UserError, match="cannot be read as weights"):
-        models.load_weights(other, str(tmp_path / "c.pth"))
+        load_weights(other, str(tmp_path / "c.pth"))

@@ -12,8 +12,8 @@ from conftest import ROOT
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from deit_tract.data import imagenet
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.data.sets import imagenet
 
 OFFICIAL = ImageNetInfo().label_names()
 
@@ -65,7 +65,11 @@ def lines(tiny: Path, *more: str) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_validation_is_sorted_by_class_without_loss(prepare, tiny):
@@ -73,11 +77,15 @@ def test_validation_is_sorted_by_class_without_loss(prepare, tiny):
     code, out, errors = prepare("imagenet", tiny, "--quick", "--fix-val", lines(tiny))
     assert f"{tiny}/val: 6 images moved into class folders\n" in out
     moved = {
-        f"{OFFICIAL[n % 2]}/ILSVRC2012_val_{n:08d}.JPEG": before[f"ILSVRC2012_val_{n:08d}.JPEG"] for n in range(1, 7)
+        f"{OFFICIAL[n % 2]}/ILSVRC2012_val_{n:08d}.JPEG": before[f"ILSVRC2012_val_{n:08d}.JPEG"]
+        for n in range(1, 7)
     }
     assert tree(tiny / "val") == moved
     assert code == 2 and len(errors) == 6  # it is a part of ImageNet alone
-    assert f"{tiny}/train: 80 images of 2 classes, 40 each\n{tiny}/val: 6 images of 2 classes, 3 each\n" in out
+    assert (
+        f"{tiny}/train: 80 images of 2 classes, 40 each\n{tiny}/val: 6 images of 2 classes, 3 each\n"
+        in out
+    )
     assert out.endswith(f"imagenet {tiny}: 86 images counted, not decoded; 6 problems\n")
 
 
@@ -95,7 +103,9 @@ def test_every_broken_image_is_listed_and_the_exit_code_is_two(prepare, tiny):
         path.write_bytes(path.read_bytes()[:150])
     for workers in (0, 2):
         code, out, errors = prepare("folder", tiny, "--workers", workers)
-        assert code == 2 and [line.split(":")[1].strip() for line in errors] == [str(path) for path in bad]
+        assert code == 2 and [line.split(":")[1].strip() for line in errors] == [
+            str(path) for path in bad
+        ]
         assert all("cannot be read as an image" in line for line in errors)
         assert out.splitlines()[-1] == f"folder {tiny}: 86 images decoded; 3 problems"
     assert prepare("folder", tiny, "--quick")[0] == 0
@@ -105,15 +115,29 @@ def test_classes_that_differ_are_a_problem_among_others(prepare, tiny):
     imagenet.sort_by_class(tiny / "val", imagenet.read_labels(lines(tiny)))
     (tiny / "val" / OFFICIAL[1]).rename(tiny / "val" / "wolf")
     code, out, errors = prepare("folder", tiny, "--workers", 0)
-    assert code == 2 and len(errors) == 1 and "classes differ" in errors[0] and "86 images decoded; 1 problem\n" in out
+    assert (
+        code == 2
+        and len(errors) == 1
+        and "classes differ" in errors[0]
+        and "86 images decoded; 1 problem\n" in out
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: (t / "val" / "extra.JPEG").write_bytes(b""), "val/extra.JPEG: has no label; nothing was moved"),
-        (lambda t: lines(t, "more.JPEG n00000001"), "val/more.JPEG: n00000001 is no synset of ImageNet-1k"),
-        (lambda t: (t / "val" / OFFICIAL[0]).mkdir(), "is in n01440764/ too; remove one of the two"),
+        (
+            lambda t: (t / "val" / "extra.JPEG").write_bytes(b""),
+            "val/extra.JPEG: has no label; nothing was moved",
+        ),
+        (
+            lambda t: lines(t, "more.JPEG n00000001"),
+            "val/more.JPEG: n00000001 is no synset of ImageNet-1k",
+        ),
+        (
+            lambda t: (t / "val" / OFFICIAL[0]).mkdir(),
+            "is in n01440764/ too; remove one of the two",
+        ),
     ],
 )
 def test_nothing_is_moved_where_anything_is_wrong(tiny, change, message):
@@ -132,7 +156,11 @@ def test_an_interrupted_sorting_goes_on(tiny, monkeypatch):
     labels, before = imagenet.read_labels(lines(tiny)), tree(tiny / "val")
     rename, count = Path.rename, iter(range(9))
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", lambda old, new: rename(old, new) if next(count) < 3 else os.kill(os.getpid(), 2))
+        patch.setattr(
+            Path,
+            "rename",
+            lambda old, new: rename(old, new) if next(count) < 3 else os.kill(os.getpid(), 2),
+        )
         with pytest.raises(KeyboardInterrupt):
             imagenet.sort_by_class(tiny / "val", labels)
     assert imagenet.sort_by_class(tiny / "val", labels) == 3
@@ -145,7 +173,13 @@ def devkit(folder: Path, numbers: list[int]) -> Path:
     """The devkit's two files as torchvision reads them; its ids count the classes in reverse."""
     from scipy.io import savemat
 
-    fields = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "i4")]
+    fields = [
+        ("ILSVRC2012_ID", "i4"),
+        ("WNID", "O"),
+        ("words", "O"),
+        ("gloss", "O"),
+        ("num_children", "i4"),
+    ]
     synsets = np.array([(i + 1, name, "", "", 0) for i, name in enumerate(OFFICIAL[::-1])], fields)
     inner = np.array([(1001, "n00001740", "entity", "", 2)], fields)
     (folder / "data").mkdir(parents=True)
@@ -160,17 +194,28 @@ def test_the_devkits_ground_truth_is_read_through_its_own_numbers(tmp_path):
     expected = [OFFICIAL[-1], OFFICIAL[0], OFFICIAL[1]]
     for given in (truth, truth.parent, truth.parent.parent):
         labels = imagenet.read_labels(given)
-        assert list(labels.values()) == expected and list(labels)[2] == "ILSVRC2012_val_00000003.JPEG"
+        assert (
+            list(labels.values()) == expected and list(labels)[2] == "ILSVRC2012_val_00000003.JPEG"
+        )
     (truth.parent / "meta.mat").unlink()
-    with pytest.raises(UserError, match=r"is not the ILSVRC2012 devkit .*; needs ILSVRC2012_validation_ground_truth"):
+    with pytest.raises(
+        UserError,
+        match=r"is not the ILSVRC2012 devkit .*; needs ILSVRC2012_validation_ground_truth",
+    ):
         imagenet.read_labels(truth)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("x.JPEG 65", "labels.txt:7: 'x.JPEG 65'; a line is `filename synset`, as x.JPEG n01440764"),
-        ("ILSVRC2012_val_00000001.JPEG n01440764", "labels.txt:7: ILSVRC2012_val_00000001.JPEG has two synsets"),
+        (
+            "x.JPEG 65",
+            "labels.txt:7: 'x.JPEG 65'; a line is `filename synset`, as x.JPEG n01440764",
+        ),
+        (
+            "ILSVRC2012_val_00000001.JPEG n01440764",
+            "labels.txt:7: ILSVRC2012_val_00000001.JPEG has two synsets",
+        ),
     ],
 )
 def test_a_label_file_that_says_something_else(tiny, line, message):
@@ -189,4 +234,9 @@ def test_mistakes_on_the_command_line(prepare, tiny, tmp_path):
         (("imagenet", tiny, "--fix-val", tmp_path / "none"), "none: cannot be read"),
     ):
         code, _, errors = prepare(*arguments)
-        assert code == 2 and len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0], errors
+        assert (
+            code == 2
+            and len(errors) == 1
+            and errors[0].startswith("error: ")
+            and message in errors[0]
+        ), errors

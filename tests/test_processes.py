@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, command, finish, free_port, kill, losses, run, sets, short, worlds
 from safetensors.torch import load_file
 
-from deit_tract import log
+from deit_tract.train import log
 
 pytestmark = pytest.mark.slow
 
@@ -52,14 +52,19 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, alone):
     code, out, err = run(*arguments)
     assert code == 0 and "from step 50" in out, err
     assert losses(log.read_metrics(tmp_path)) == pytest.approx(losses(expected), rel=0, abs=5e-6)
-    final = [load_file(path / "checkpoints/step_00000100/model.safetensors") for path in (folder, tmp_path)]
+    final = [
+        load_file(path / "checkpoints/step_00000100/model.safetensors")
+        for path in (folder, tmp_path)
+    ]
     for name, value in final[0].items():
         assert (value - final[1][name]).abs().max() < 1e-4
 
 
 def test_more_processes_than_lanes(tmp_path):
     overrides = short(2, "batch.lanes=2")
-    code, _, err = run("--recipe", "quickstart", "--output", str(tmp_path), *sets(overrides), processes=3)
+    code, _, err = run(
+        "--recipe", "quickstart", "--output", str(tmp_path), *sets(overrides), processes=3
+    )
     assert code != 0 and err.count("3 processes for batch.lanes 2; start at most 2") == 1
 
 
@@ -69,7 +74,13 @@ def test_a_mistake_in_the_recipe_is_said_once(tmp_path):
 
 
 def accelerate(*options: str) -> tuple[int, str, str]:
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no"]
+    words = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_machines=1",
+        "--mixed_precision=no",
+    ]
     process = subprocess.Popen(
         [*words, "--dynamo_backend=no", *options], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -80,7 +91,14 @@ def accelerate(*options: str) -> tuple[int, str, str]:
 def test_accelerate_launch_with_one_and_two_processes(tmp_path):
     two = ["--multi_gpu", "--num_processes=2", f"--main_process_port={free_port()}"]
     for name, launcher in (("one", ["--num_processes=1"]), ("two", two)):
-        script = ["train.py", "--recipe", "quickstart", "--output", str(tmp_path / name), *sets(short(5))]
+        script = [
+            "train.py",
+            "--recipe",
+            "quickstart",
+            "--output",
+            str(tmp_path / name),
+            *sets(short(5)),
+        ]
         code, out, err = accelerate(*launcher, *script)
         assert code == 0, err
         assert ("on 2 process(es)" in out) == (name == "two")
@@ -90,6 +108,16 @@ def test_accelerate_launch_with_one_and_two_processes(tmp_path):
 
 def test_a_launcher_that_starts_one_process_of_two_is_refused(tmp_path):
     code, _, err = accelerate(
-        "--cpu", "--num_processes=2", "train.py", "--recipe", "quickstart", "--output", str(tmp_path)
+        "--cpu",
+        "--num_processes=2",
+        "train.py",
+        "--recipe",
+        "quickstart",
+        "--output",
+        str(tmp_path),
     )
-    assert code != 0 and "error: launch: accelerate launch was asked for several processes and started one" in err
+    assert (
+        code != 0
+        and "error: launch: accelerate launch was asked for several processes and started one"
+        in err
+    )

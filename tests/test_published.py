@@ -9,11 +9,11 @@ import yaml
 from accelerate import Accelerator
 from conftest import ROOT, short, train
 
-from deit_tract import published
-from deit_tract import recipe as recipes
-from deit_tract.errors import UserError
-from deit_tract.log import RunLog, read_metrics
-from deit_tract.recipe_source import names
+from deit_tract.common.errors import UserError
+from deit_tract.recipe import published
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.source import names
+from deit_tract.train.log import RunLog, read_metrics
 
 FIGURES = ROOT.parent / "shared" / "published" / "deit3_top1_by_epoch.csv"
 KEYS = {
@@ -37,16 +37,18 @@ def test_every_published_figure_is_there():
     for row in csv.DictReader(lines):
         theirs.setdefault(KEYS[row["run"]], []).append((float(row["epoch"]), float(row["top1"])))
     ours = {key: published.find(key) for key in DATA["runs"]}
-    assert {key: list(zip(p.epochs, p.top1, strict=True)) for key, p in ours.items() if p.epochs} == theirs
+    assert {
+        key: list(zip(p.epochs, p.top1, strict=True)) for key, p in ours.items() if p.epochs
+    } == theirs
 
 
 def test_spot_values():
     small, fine = published.find("vit_s_800ep"), published.find("vit_b_ft224_20ep")
-    assert (dict(zip(small.epochs, small.top1, strict=True))[100], small.epochs[-1], small.top1[-1]) == (
-        63.122,
-        800,
-        81.376,
-    )
+    assert (
+        dict(zip(small.epochs, small.top1, strict=True))[100],
+        small.epochs[-1],
+        small.top1[-1],
+    ) == (63.122, 800, 81.376)
     assert (fine.epochs, fine.top1[0], fine.top1[-1]) == ([0, 5, 10, 15, 20], 83.448, 83.802)
     assert "README_revenge.md" in small.source
 
@@ -79,12 +81,19 @@ def test_cifar100_tables_average_to_what_is_printed():
     """The paper prints the averages below its tables: a number copied wrongly would move them."""
     cifar = DATA["cifar100"]
     assert len(cifar["models"]) == 36
-    for column, average in zip(zip(*cifar["models"].values(), strict=True), cifar["average"], strict=True):
+    for column, average in zip(
+        zip(*cifar["models"].values(), strict=True), cifar["average"], strict=True
+    ):
         assert fmean(column) == pytest.approx(average, abs=0.0055)
 
 
 def test_run_times_grow_as_the_text_says():
-    grown = [max(times) / min(times) - 1 for entry in DATA["run_times"] for times in entry.values() if len(times) == 2]
+    grown = [
+        max(times) / min(times) - 1
+        for entry in DATA["run_times"]
+        for times in entry.values()
+        if len(times) == 2
+    ]
     assert [100 * part for part in grown] == pytest.approx([9.7, 0.08, 0.25], abs=0.02)
 
 
@@ -112,7 +121,7 @@ def test_no_key_stands_twice():
 
 def test_every_recipe_names_something_published():
     for name in names():
-        key = recipes.load(name).expect.published
+        key = load_recipe(name).expect.published
         if key is not None:
             published.find(key, name)
 
@@ -127,7 +136,10 @@ def test_nearest_label_within_the_tolerance():
 def test_an_unknown_key_is_one_line():
     with pytest.raises(UserError) as caught:
         published.find("vit_s_80ep")
-    assert str(caught.value) == "expect.published: nothing is published under 'vit_s_80ep'; did you mean 'vit_s_800ep'?"
+    assert (
+        str(caught.value)
+        == "expect.published: nothing is published under 'vit_s_80ep'; did you mean 'vit_s_800ep'?"
+    )
     with pytest.raises(UserError, match="has the keys"):
         published.find("zzz")
 
@@ -139,7 +151,14 @@ def evaluation(step: int, top1: float) -> dict:
 
 def test_log_says_how_a_run_stands(tmp_path, capsys):
     log = RunLog(tmp_path, Accelerator(cpu=True), "top1", 0, 200, None, "vit_b_ft224_20ep")
-    progress = {"step": 60, "epoch": 6.0, "loss": 1.0, "lr": 1e-3, "images_per_s": 100.0, "data_wait": 0.0}
+    progress = {
+        "step": 60,
+        "epoch": 6.0,
+        "loss": 1.0,
+        "lr": 1e-3,
+        "images_per_s": 100.0,
+        "data_wait": 0.0,
+    }
     for values in (evaluation(51, 83.5), evaluation(70, 83.75)):  # label 5 is near, then none
         log.evaluation(values)
         log.progress(progress, 1)

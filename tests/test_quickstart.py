@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import command, finish, losses, run
 
-from deit_tract import log
+from deit_tract.train import log
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +16,14 @@ def seeds(tmp_path_factory):
     folders = [tmp_path_factory.mktemp(f"seed{seed}") for seed in range(3)]
     processes = [
         command(
-            "--recipe", "quickstart", "--output", str(folder), "--set", f"seed={seed}", "--set", "log.every_steps=1"
+            "--recipe",
+            "quickstart",
+            "--output",
+            str(folder),
+            "--set",
+            f"seed={seed}",
+            "--set",
+            "log.every_steps=1",
         )
         for seed, folder in enumerate(folders)
     ]

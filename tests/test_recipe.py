@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from deit_tract import recipe as recipes
-from deit_tract import recipe_source
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.recipe import source
+from deit_tract.recipe.describe import differences, explain, schema
+from deit_tract.recipe.resolve import Recipe, load_recipe
+from deit_tract.recipe.settings.base import fields
 
 MINIMAL = """\
 about: a test
@@ -31,31 +33,44 @@ def write(tmp_path):
 
 def errors_of(name: str, *overrides: str) -> list[str]:
     with pytest.raises(UserError) as caught:
-        recipes.load(name, overrides)
+        load_recipe(name, overrides)
     return str(caught.value).splitlines()
 
 
 def test_minimal_recipe_has_defaults_and_derived_values(write):
-    recipe = recipes.load(write(MINIMAL))
-    assert (recipe.name, recipe.batch.lane_size, recipe.seed, recipe.model.tract) == ("mine", 4, 0, None)
+    recipe = load_recipe(write(MINIMAL))
+    assert (recipe.name, recipe.batch.lane_size, recipe.seed, recipe.model.tract) == (
+        "mine",
+        4,
+        0,
+        None,
+    )
 
 
 def test_base_is_deep_per_key_and_the_child_wins(write):
     write(MINIMAL.replace("lr: 0.1", "lr: 0.1, weight_decay: 0.3"), "parent")
-    recipe = recipes.load(write("base: parent\noptim: {lr: 0.2}\nseed: 5\n", "child"))
-    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.name, recipe.seed) == (0.2, 0.3, "sgd", 5)
+    recipe = load_recipe(write("base: parent\noptim: {lr: 0.2}\nseed: 5\n", "child"))
+    assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.name, recipe.seed) == (
+        0.2,
+        0.3,
+        "sgd",
+        5,
+    )
 
 
 def test_a_null_switches_an_inherited_section_off(write):
     write(MINIMAL + "augment: {affine: {degrees: 5}}\n", "parent")
-    assert recipes.load(write("base: parent\naugment: {affine: null}\n", "child")).augment.affine is None
-    assert recipes.load(str(recipe_source.find("quickstart_baseline"))).model.tract is None
+    assert (
+        load_recipe(write("base: parent\naugment: {affine: null}\n", "child")).augment.affine
+        is None
+    )
+    assert load_recipe(str(source.find("quickstart_baseline"))).model.tract is None
 
 
 @pytest.mark.parametrize("child", ["schedule: {epochs: 3}", "schedule:\n  epochs: 3"])
 def test_a_duration_in_the_other_unit_replaces_the_inherited_one(write, child):
     write(MINIMAL, "parent")
-    schedule = recipes.load(write(f"base: parent\n{child}\n", "child")).schedule
+    schedule = load_recipe(write(f"base: parent\n{child}\n", "child")).schedule
     assert (schedule.epochs, schedule.steps) == (3.0, None)
 
 
@@ -65,12 +80,15 @@ def test_both_units_in_one_file_are_refused(write):
 
 
 def test_an_override_beats_the_file_and_the_last_one_wins(write):
-    recipe = recipes.load(write(MINIMAL), ["optim.lr=2e-2", "optim.lr=4e-3"])
+    recipe = load_recipe(write(MINIMAL), ["optim.lr=2e-2", "optim.lr=4e-3"])
     assert recipe.optim.lr == 4e-3
 
 
 def test_all_mistakes_of_a_file_at_once_each_with_line_and_hint(write):
-    text = MINIMAL + "optm: {lr: 1}\naugment: {repeats: 0, color_jiter: 1}\nlog: {every_steps: yes}\nseed: 1\nseed: 2\n"
+    text = (
+        MINIMAL
+        + "optm: {lr: 1}\naugment: {repeats: 0, color_jiter: 1}\nlog: {every_steps: yes}\nseed: 1\nseed: 2\n"
+    )
     lines = errors_of(write(text))
     joined = "\n".join(lines)
     for expected in (
@@ -128,7 +146,9 @@ def test_a_base_that_goes_round_is_refused(write):
 def test_an_unknown_recipe_or_base_names_the_nearest(write):
     assert errors_of("quickstat") == ["recipe: no recipe 'quickstat'; did you mean 'quickstart'?"]
     [line] = errors_of(write("base: quickstart_baselin\n"))
-    assert "mine.yaml:1: no recipe 'quickstart_baselin'; did you mean 'quickstart_baseline'?" in line
+    assert (
+        "mine.yaml:1: no recipe 'quickstart_baselin'; did you mean 'quickstart_baseline'?" in line
+    )
     assert errors_of("nowhere/x.yaml") == ["nowhere/x.yaml: no such recipe file"]
 
 
@@ -140,7 +160,7 @@ def test_an_unknown_recipe_or_base_names_the_nearest(write):
 )  # fmt: skip
 def test_scalars_are_those_of_yaml_1_2(text, value):
     errors = []
-    [(_, parsed)] = recipe_source.parse(f"x: {text}", str, errors).items()
+    [(_, parsed)] = source.parse(f"x: {text}", str, errors).items()
     assert (parsed.value, type(parsed.value), errors) == (value, type(value), [])
 
 
@@ -163,18 +183,20 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 
 def test_explain_names_origins_and_loads_again(write):
     path = write('base: quickstart\nabout: "quotes \\" and: colons # 中"\n')
-    recipe = recipes.load(path, ["optim.lr=1e-3"], data_dir="/somewhere")
-    text = recipes.explain(recipe)
+    recipe = load_recipe(path, ["optim.lr=1e-3"], data_dir="/somewhere")
+    text = explain(recipe)
     assert "lr: 0.001" in text and "# --set optim.lr=1e-3" in text
     assert "recipes/quickstart.yaml:" in text and "# default" in text and "# --data-dir" in text
-    again = recipes.load(write(text, "again"))
-    assert again.model_dump() == recipe.model_dump() and recipes.differences(recipe, again) == []
+    again = load_recipe(write(text, "again"))
+    assert again.model_dump() == recipe.model_dump() and differences(recipe, again) == []
 
 
 def test_differences_name_what_decides_the_result(write):
-    old = recipes.load(write(MINIMAL))
-    new = recipes.load(write(MINIMAL), ["optim.lr=0.2", "data.workers=7", "log.every_steps=1", "model.tract=0.1"])
-    assert recipes.differences(old, new) == ["model.tract: null -> 0.1", "optim.lr: 0.1 -> 0.2"]
+    old = load_recipe(write(MINIMAL))
+    new = load_recipe(
+        write(MINIMAL), ["optim.lr=0.2", "data.workers=7", "log.every_steps=1", "model.tract=0.1"]
+    )
+    assert differences(old, new) == ["model.tract: null -> 0.1", "optim.lr: 0.1 -> 0.2"]
 
 
 def properties(schema: dict) -> dict[str, dict[str, str]]:
@@ -187,12 +209,18 @@ def properties(schema: dict) -> dict[str, dict[str, str]]:
 
 
 def test_schema_is_the_committed_one_and_knows_every_field():
-    schema = recipes.schema()
-    committed = json.loads((recipe_source.RECIPES / "recipe.schema.json").read_text())
-    assert properties(committed) == properties(schema), "run: python train.py --schema > recipes/recipe.schema.json"
-    assert schema["additionalProperties"] is False and "base" in schema["properties"] and "required" not in schema
+    current = schema()
+    committed = json.loads((source.RECIPES / "recipe.schema.json").read_text())
+    assert properties(committed) == properties(current), (
+        "run: python train.py --schema > recipes/recipe.schema.json"
+    )
+    assert (
+        schema["additionalProperties"] is False
+        and "base" in schema["properties"]
+        and "required" not in schema
+    )
 
 
 def test_every_field_says_what_it_is():
-    for path, field in recipes.fields(recipes.Recipe):
+    for path, field in fields(Recipe):
         assert field.description, path

@@ -5,42 +5,68 @@ from collections import Counter
 import pytest
 from conftest import losses, short, train
 
-from deit_tract import cli, recipe_source
-from deit_tract import recipe as recipes
+from deit_tract import cli
+from deit_tract.recipe import source
+from deit_tract.recipe.describe import leaves
+from deit_tract.recipe.resolve import load_recipe
 
-NAMES = list(recipe_source.names())
+NAMES = list(source.names())
 
 
 def test_names_are_unique():
-    counts = Counter(path.stem for path in recipe_source.RECIPES.rglob("*.yaml"))
+    counts = Counter(path.stem for path in source.RECIPES.rglob("*.yaml"))
     assert [name for name, count in counts.items() if count > 1] == []
 
 
 def test_list_has_a_line_for_each():
     lines = cli.listing().splitlines()
     assert [line.split()[0] for line in lines] == NAMES
-    assert all(recipes.load(name).about in line for name, line in zip(NAMES, lines, strict=True))
+    assert all(load_recipe(name).about in line for name, line in zip(NAMES, lines, strict=True))
 
 
 def computation(name: str) -> str:
     """What two steps of a recipe do: all of it but its length, rates, and how often it looks up."""
-    recipe = recipes.load(name)
-    apart = ("about", "data.name", "data.dir", "schedule", "evaluate", "save", "log", "expect", "optim.lr")
-    values = {".".join(path): value for path, (value, _) in recipes.leaves(recipe).items()}
+    recipe = load_recipe(name)
+    apart = (
+        "about",
+        "data.name",
+        "data.dir",
+        "schedule",
+        "evaluate",
+        "save",
+        "log",
+        "expect",
+        "optim.lr",
+    )
+    values = {".".join(path): value for path, (value, _) in leaves(recipe).items()}
     return str({key: value for key, value in values.items() if not key.startswith(apart)})
 
 
 DIFFERENT = list({computation(name): name for name in reversed(NAMES)}.values())
-SMALLER = {"vit_cifar": ["depth=1"], "resnet18_cifar": ["stem=4", "widths=[4,4,4,4]"]}  # seconds in place of minutes
+SMALLER = {
+    "vit_cifar": ["depth=1"],
+    "resnet18_cifar": ["stem=4", "widths=[4,4,4,4]"],
+}  # seconds in place of minutes
 
 
 @pytest.mark.parametrize("name", sorted(DIFFERENT))
 def test_two_steps_on_synthetic_data(name, tmp_path):
-    recipe = recipes.load(name)
+    recipe = load_recipe(name)
     lanes = min(recipe.batch.lanes, 2)
-    overrides = short(2, "data.name=synthetic", f"batch.size={2 * lanes}", f"batch.lanes={lanes}", "data.workers=0")
+    overrides = short(
+        2,
+        "data.name=synthetic",
+        f"batch.size={2 * lanes}",
+        f"batch.lanes={lanes}",
+        "data.workers=0",
+    )
     if recipe.task == "detect":
-        overrides += ["model.args.width=8", "model.args.fc=32", "data.image_size=96", "detect.anchor_sizes=[16, 32]"]
+        overrides += [
+            "model.args.width=8",
+            "model.args.fc=32",
+            "data.image_size=96",
+            "detect.anchor_sizes=[16, 32]",
+        ]
     elif recipe.data.image_size > 64:
         overrides.append("model.args.depth=1")  # twelve would take minutes
     overrides += [f"model.args.{setting}" for setting in SMALLER.get(recipe.model.name, ())]

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from deit_tract import recipe as recipes
-from deit_tract.data import augment, datasets, resident
+from deit_tract.common.errors import UserError
+from deit_tract.data import resident
+from deit_tract.data.sets.load import load_images
 from deit_tract.data.stream import Stream, View
-from deit_tract.errors import UserError
+from deit_tract.data.transforms import augment
+from deit_tract.recipe.describe import differences
+from deit_tract.recipe.resolve import load_recipe
 
 RECIPE = "cifar10_cnn_8ep_sgd"
 CPU = torch.device("cpu")
@@ -14,10 +17,12 @@ CPU = torch.device("cpu")
 
 def both(*overrides: str, workers: int = 0, device: torch.device = CPU) -> tuple[list, list]:
     """Three training batches of a recipe on made images: resident, and by way of PIL."""
-    recipe = recipes.load(RECIPE, ["data.name=synthetic", f"data.workers={workers}", *overrides])
-    images = datasets.load(recipe.data).train
+    recipe = load_recipe(RECIPE, ["data.name=synthetic", f"data.workers={workers}", *overrides])
+    images = load_images(recipe.data).train
     stream = Stream(len(images), lanes=2, lane_size=32, seed=7)
-    keys = [stream.views(step, lane) for step, lane in ((0, 0), (0, 1), (95, 1))]  # 95: the third epoch of 2,048 images
+    keys = [
+        stream.views(step, lane) for step, lane in ((0, 0), (0, 1), (95, 1))
+    ]  # 95: the third epoch of 2,048 images
     held = resident.Resident(images, recipe, recipe.augment)
     assert len(held) == len(images)
     usual = resident.batches(images, augment.train_transform(recipe), False, keys, 0, CPU)
@@ -28,7 +33,11 @@ def assert_equal(ours: list, theirs: list) -> None:
     assert len(ours) == len(theirs) == 3
     for (images, labels), (expected, numbers) in zip(ours, theirs, strict=True):
         assert images.shape == (32, 3, 32, 32) or images.shape == (32, 1, 32, 32)
-        assert images.is_contiguous() and torch.equal(images.cpu(), expected) and torch.equal(labels.cpu(), numbers)
+        assert (
+            images.is_contiguous()
+            and torch.equal(images.cpu(), expected)
+            and torch.equal(labels.cpu(), numbers)
+        )
 
 
 @pytest.mark.parametrize(
@@ -73,14 +82,19 @@ def test_crops_and_flips_are_all_there():
     for column, values in ((1, 9), (2, 9), (3, 2)):
         counts = rows[:, column].bincount()
         assert len(counts) == values and counts.min() > 0.7 * 2000 / values
-    again = draws.__getitems__([View(5, seed) for seed in range(1990, 2000)])  # a draw depends on its seed alone
+    again = draws.__getitems__(
+        [View(5, seed) for seed in range(1990, 2000)]
+    )  # a draw depends on its seed alone
     assert torch.equal(again, rows[1990:])
 
 
 def test_black_borders_are_black_before_they_are_normalised():
-    recipe = recipes.load(RECIPE, ["data.name=synthetic"])
-    held = resident.Resident(datasets.load(recipe.data).train, recipe, recipe.augment)
-    (images, _), black = held.take(torch.tensor([[3, 0, 8, False]])), -torch.tensor(recipe.data.mean)
+    recipe = load_recipe(RECIPE, ["data.name=synthetic"])
+    held = resident.Resident(load_images(recipe.data).train, recipe, recipe.augment)
+    (images, _), black = (
+        held.take(torch.tensor([[3, 0, 8, False]])),
+        -torch.tensor(recipe.data.mean),
+    )
     black = black / torch.tensor(recipe.data.std)
     torch.testing.assert_close(images[0, :, :4, :], black.view(3, 1, 1).expand(3, 4, 32))
     torch.testing.assert_close(images[0, :, :, 28:], black.view(3, 1, 1).expand(3, 32, 4))
@@ -88,28 +102,34 @@ def test_black_borders_are_black_before_they_are_normalised():
 
 
 def test_validation_images_are_neither_moved_nor_flipped():
-    recipe = recipes.load(RECIPE, ["data.name=synthetic"])
-    images, keys = datasets.load(recipe.data).val, [[View(index, 0) for index in range(40, 60)]]
+    recipe = load_recipe(RECIPE, ["data.name=synthetic"])
+    images, keys = load_images(recipe.data).val, [[View(index, 0) for index in range(40, 60)]]
     ours = next(resident.batches(resident.Resident(images, recipe), None, False, keys, 0, CPU))
-    theirs = next(iter(resident.batches(images, augment.eval_transform(recipe), False, keys, 0, CPU)))
+    theirs = next(
+        iter(resident.batches(images, augment.eval_transform(recipe), False, keys, 0, CPU))
+    )
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_images_of_another_size_are_refused():
-    recipe = recipes.load("quickstart", ["data.resident=true", "augment.affine=null", "data.image_size=9"])
-    with pytest.raises(UserError, match=r"data.resident: image 0 has 8 x 8 px, data.image_size is 9; set data.res"):
-        resident.Resident(datasets.load(recipe.data).train, recipe)
+    recipe = load_recipe(
+        "quickstart", ["data.resident=true", "augment.affine=null", "data.image_size=9"]
+    )
+    with pytest.raises(
+        UserError, match=r"data.resident: image 0 has 8 x 8 px, data.image_size is 9; set data.res"
+    ):
+        resident.Resident(load_images(recipe.data).train, recipe)
 
 
 def test_what_needs_an_image_of_its_own_is_refused():
     settings = ["augment.rand_augment=rand-m9", "augment.crop_scale=[0.1,1]", "evaluate.crop=0.9"]
     with pytest.raises(UserError) as error:
-        recipes.load(RECIPE, settings)
+        load_recipe(RECIPE, settings)
     lines = str(error.value).splitlines()
     assert [line.split("cannot have ")[1].split(";")[0] for line in lines] == [
         "augment.crop_scale", "augment.rand_augment", "evaluate.crop below 1"]  # fmt: skip
 
 
 def test_a_run_may_go_on_without():
-    held, usual = (recipes.load(RECIPE, [f"data.resident={value}"]) for value in ("true", "false"))
-    assert recipes.differences(held, usual) == []
+    held, usual = (load_recipe(RECIPE, [f"data.resident={value}"]) for value in ("true", "false"))
+    assert differences(held, usual) == []

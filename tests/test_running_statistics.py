@@ -8,15 +8,32 @@ from conftest import command, finish, sets, short, train
 from safetensors.torch import load_file
 from torch import nn
 
-from deit_tract.running_statistics import RunningStatistics
+from deit_tract.engine.batch_norm import RunningStatistics
 
 # A narrow CNN on made images, its weights hardly moved: batch normalisation would blow rounding up
-SMALL = ("data.name=synthetic", "data.image_size=16", "model.args.widths=[4,4,4]", "model.args.stem=4", "batch.size=16")
-LANES = (*SMALL, "batch.lanes=4", "optim.lr=1e-3", "schedule.name=constant", "ema.decay=0.5", "batch.exact=true")
+SMALL = (
+    "data.name=synthetic",
+    "data.image_size=16",
+    "model.args.widths=[4,4,4]",
+    "model.args.stem=4",
+    "batch.size=16",
+)
+LANES = (
+    *SMALL,
+    "batch.lanes=4",
+    "optim.lr=1e-3",
+    "schedule.name=constant",
+    "ema.decay=0.5",
+    "batch.exact=true",
+)
 
 
 def cnn(folder, steps: int, *overrides: str):
-    train(folder, *short(steps, "schedule.warmup_steps=null", *overrides), recipe="cifar10_cnn_8ep_sgd_tract")
+    train(
+        folder,
+        *short(steps, "schedule.warmup_steps=null", *overrides),
+        recipe="cifar10_cnn_8ep_sgd_tract",
+    )
     return weights(folder, steps)
 
 
@@ -39,9 +56,9 @@ def test_with_lanes_a_step_moves_them_once_by_the_mean_over_lanes():
             statistics.add_lane(number)
         statistics.finish_step()
         mean = 0.9 * mean + 0.1 * torch.stack([lane.mean((0, 2, 3)) for lane in lanes]).mean(0)
-        variance = 0.9 * variance + 0.1 * torch.stack([lane.transpose(0, 1).flatten(1).var(1) for lane in lanes]).mean(
-            0
-        )
+        variance = 0.9 * variance + 0.1 * torch.stack(
+            [lane.transpose(0, 1).flatten(1).var(1) for lane in lanes]
+        ).mean(0)
         torch.testing.assert_close(net[0].running_mean, mean)
         torch.testing.assert_close(net[0].running_var, variance)
     assert net[0].num_batches_tracked == 3
@@ -56,7 +73,10 @@ def test_with_one_lane_they_are_torchs_to_the_bit():
         net(rows), plain(rows)
         statistics.add_lane(0)
         statistics.finish_step()
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(net.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
 
 
 def test_processes_have_the_statistics_of_one(tmp_path):

@@ -11,20 +11,54 @@ import torch
 from conftest import ROOT, short, train
 from test_cli import call
 
-from deit_tract import checkpoint, models
-from deit_tract import recipe as recipes
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.models.weights import load_weights
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.train import checkpoint
 
-FILES = sorted([*ROOT.glob("*.py"), *(ROOT / "deit_tract").rglob("*.py"), *(ROOT / "tools").rglob("*.py")])
+FILES = sorted(
+    [*ROOT.glob("*.py"), *(ROOT / "deit_tract").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
+)
 
 # Calls that run what a file or text says, however they are imported
 FORBIDDEN = {
-    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "runpy.run_path", "importlib.import_module"),
-    *("pickle.load", "pickle.loads", "marshal.load", "marshal.loads", "shelve.open", "joblib.load", "dill.load"),
-    *("dill.loads", "cloudpickle.load", "cloudpickle.loads", "pandas.read_pickle", "torch.jit.load", "torch.hub.load"),
+    *(
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "os.system",
+        "os.popen",
+        "runpy.run_path",
+        "importlib.import_module",
+    ),
+    *(
+        "pickle.load",
+        "pickle.loads",
+        "marshal.load",
+        "marshal.loads",
+        "shelve.open",
+        "joblib.load",
+        "dill.load",
+    ),
+    *(
+        "dill.loads",
+        "cloudpickle.load",
+        "cloudpickle.loads",
+        "pandas.read_pickle",
+        "torch.jit.load",
+        "torch.hub.load",
+    ),
     *("yaml.unsafe_load", "yaml.full_load", "yaml.unsafe_load_all", "yaml.full_load_all"),
 }
-LOADERS = {"Loader", "FullLoader", "UnsafeLoader", "CLoader", "CFullLoader", "CUnsafeLoader"}  # of yaml; not Safe
+LOADERS = {
+    "Loader",
+    "FullLoader",
+    "UnsafeLoader",
+    "CLoader",
+    "CFullLoader",
+    "CUnsafeLoader",
+}  # of yaml; not Safe
 DANGEROUS = {"shell": True, "trust_remote_code": True, "allow_pickle": True}
 
 
@@ -44,7 +78,9 @@ def imported(tree: ast.AST) -> dict[str, str]:
         if isinstance(node, ast.Import):
             names |= {alias.asname: alias.name for alias in node.names if alias.asname}
         elif isinstance(node, ast.ImportFrom):
-            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
     return names
 
 
@@ -54,10 +90,16 @@ def unsafe(source: str) -> list[str]:
     names, found = imported(tree), []
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
-        if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in [dotted(base, names) for base in node.bases]:
+        if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in [
+            dotted(base, names) for base in node.bases
+        ]:
             own = [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
-            found += [f"{line}: an Unpickler without a find_class of its own"] * ("find_class" not in own)
-        if isinstance(node, ast.Attribute) and dotted(node, names) in {f"yaml.{loader}" for loader in LOADERS}:
+            found += [f"{line}: an Unpickler without a find_class of its own"] * (
+                "find_class" not in own
+            )
+        if isinstance(node, ast.Attribute) and dotted(node, names) in {
+            f"yaml.{loader}" for loader in LOADERS
+        }:
             found.append(f"{line}: {dotted(node, names)}")
         if not isinstance(node, ast.Call):
             continue
@@ -65,11 +107,17 @@ def unsafe(source: str) -> list[str]:
         keywords = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
         if name in FORBIDDEN or name == "pickle.Unpickler":
             found.append(f"{line}: {name}")
-        if name == "torch.load" and (keywords.get("weights_only") is not True or "pickle_module" in keywords):
+        if name == "torch.load" and (
+            keywords.get("weights_only") is not True or "pickle_module" in keywords
+        ):
             found.append(f"{line}: torch.load without weights_only=True")
         if name in ("yaml.load", "yaml.load_all", "yaml.compose") and "Loader" not in keywords:
             found.append(f"{line}: {name} without a Loader")
-        found += [f"{line}: {key}={value}" for key, value in DANGEROUS.items() if keywords.get(key) is value]
+        found += [
+            f"{line}: {key}={value}"
+            for key, value in DANGEROUS.items()
+            if keywords.get(key) is value
+        ]
     return found
 
 
@@ -144,12 +192,23 @@ def test_the_payload_works_where_nothing_stops_it(tmp_path, form):
 def test_malicious_weights_are_refused_in_one_line(capsys, monkeypatch, tmp_path, name, form):
     malicious(tmp_path / name, tmp_path / "executed", form)
     with pytest.raises(UserError, match="cannot be read as weights"):
-        models.load_weights(torch.nn.Linear(1, 1), str(tmp_path / name))
+        load_weights(torch.nn.Linear(1, 1), str(tmp_path / name))
     if form == "torch":
-        arguments = ["--recipe", "quickstart", "--output", str(tmp_path / "run"), "--checkpoint", str(tmp_path / name)]
+        arguments = [
+            "--recipe",
+            "quickstart",
+            "--output",
+            str(tmp_path / "run"),
+            "--checkpoint",
+            str(tmp_path / name),
+        ]
         code, _, lines = call(capsys, monkeypatch, *arguments, finetune=True)
-        assert code == 2 and lines[-1].startswith(f"error: {tmp_path / name}: cannot be read as weights (")
-        assert len([line for line in lines if line.startswith("error: ")]) == 1 and "Traceback" not in "".join(lines)
+        assert code == 2 and lines[-1].startswith(
+            f"error: {tmp_path / name}: cannot be read as weights ("
+        )
+        assert len(
+            [line for line in lines if line.startswith("error: ")]
+        ) == 1 and "Traceback" not in "".join(lines)
     assert not (tmp_path / "executed").exists()
 
 
@@ -160,7 +219,10 @@ def test_a_malicious_optimizer_state_is_refused_in_one_line(tmp_path, form):
     train(folder, *short(1))
     path = folder / "checkpoints" / "step_00000001"
     malicious(path / "optimizer.pt", tmp_path / "executed", form)
-    data, progress = (path / "optimizer.pt").read_bytes(), json.loads((path / "progress.json").read_text())
+    data, progress = (
+        (path / "optimizer.pt").read_bytes(),
+        json.loads((path / "progress.json").read_text()),
+    )
     progress["files"]["optimizer.pt"] = [len(data), hashlib.sha256(data).hexdigest()]
     (path / "progress.json").write_text(json.dumps(progress))
     assert checkpoint.verify(path) is None
@@ -171,7 +233,9 @@ def test_a_malicious_optimizer_state_is_refused_in_one_line(tmp_path, form):
 
 
 def test_a_recipe_in_a_runs_folder_runs_nothing(tmp_path):
-    (tmp_path / "recipe.yaml").write_text(f"base: quickstart\nabout: !!python/object/apply:os.mkdir ['{tmp_path}/x']\n")
+    (tmp_path / "recipe.yaml").write_text(
+        f"base: quickstart\nabout: !!python/object/apply:os.mkdir ['{tmp_path}/x']\n"
+    )
     with pytest.raises(UserError, match="not a value of a recipe"):
         train(tmp_path)
     assert not (tmp_path / "x").exists()
@@ -186,5 +250,5 @@ def test_a_shared_recipe_reaches_no_file_but_its_bases(tmp_path):
         ("pretrained", "true"),
     ):
         with pytest.raises(UserError, match="a recipe loads no weights"):
-            recipes.load("quickstart", [f"model.args.{key}={value}"])
+            load_recipe("quickstart", [f"model.args.{key}={value}"])
     assert not (tmp_path / "executed").exists()

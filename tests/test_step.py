@@ -11,12 +11,26 @@ from conftest import losses, run, sets, short, train
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from deit_tract import cost, engine, folder, gram, log, loop, models, optim, pace, tasks, zero
-from deit_tract import recipe as recipes
-from deit_tract.data import augment, colour, fast
-from deit_tract.data.stream import derive
-from deit_tract.errors import UserError
-from deit_tract.running_statistics import RunningStatistics
+from deit_tract import tasks
+from deit_tract.common.errors import UserError
+from deit_tract.common.seeds import derive
+from deit_tract.data.transforms import augment, colour, fast
+from deit_tract.engine.batch_norm import RunningStatistics
+from deit_tract.engine.deepspeed import deepspeed_plugin
+from deit_tract.engine.replicas import Replicas
+from deit_tract.models import drop_path
+from deit_tract.models.build import build_model
+from deit_tract.models.drop_path import DropPath, draw_drop_path, set_drop_path
+from deit_tract.models.precision import resolve_precision
+from deit_tract.optim.build import build_optimizer
+from deit_tract.plan import cost
+from deit_tract.plan.gpus import known_peak
+from deit_tract.recipe.launch import check_folder
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.tract import gram
+from deit_tract.train import log, loop
+from deit_tract.train.lanes import lanes_per_forward
+from deit_tract.train.meter import Meter
 
 
 def weights(run_folder, step):
@@ -36,12 +50,16 @@ DRAWS = ("model.drop_path=0.3", "mix.prob=1", "mix.cutmix=1.0")
 @pytest.mark.parametrize("several", [2, 3, 4])  # 3 of 4 lanes: 3 and 1
 def test_gradients_of_lanes_in_one_forward_are_those_one_by_one(mode, several):
     """Every lane keeps its mixup, drop path and Gram matrix; to 1e-6 of each gradient."""
-    recipe = recipes.load("quickstart", [*DRAWS, f"model.drop_path_mode={mode}"])
+    recipe = load_recipe("quickstart", [*DRAWS, f"model.drop_path_mode={mode}"])
     task = tasks.build(recipe)
     task.bare.train()
     generator = torch.Generator().manual_seed(0)
     batches = [
-        [torch.randn(16, 1, 8, 8, generator=generator), torch.randint(10, (16,), generator=generator)] for _ in range(4)
+        [
+            torch.randn(16, 1, 8, 8, generator=generator),
+            torch.randint(10, (16,), generator=generator),
+        ]
+        for _ in range(4)
     ]
     seeds = [derive(0, "lane", 5, lane) for lane in range(4)]
     gradients, sums = [], []
@@ -50,7 +68,11 @@ def test_gradients_of_lanes_in_one_forward_are_those_one_by_one(mode, several):
         total = 0.0
         for first in range(0, 4, size):
             lanes = slice(first, first + size)
-            loss = task.together(task.bare, batches[lanes], seeds[lanes])["loss"] * len(seeds[lanes]) / 4
+            loss = (
+                task.together(task.bare, batches[lanes], seeds[lanes])["loss"]
+                * len(seeds[lanes])
+                / 4
+            )
             loss.backward()
             total += loss.item()
         sums.append(total)
@@ -65,7 +87,9 @@ def test_a_run_with_lanes_together_ends_the_same_and_may_go_on_one_by_one(tmp_pa
     together = (*DRAWS, "batch.lanes_per_forward=4")
     train(tmp_path / "4", *short(6, *together, "save.every_steps=3", "save.keep=9"))
     assert losses(log.read_metrics(tmp_path / "4")) == pytest.approx(losses(expected), abs=1e-6)
-    assert apart(weights(tmp_path / "1", 6), weights(tmp_path / "4", 6)) < 1e-5  # six steps of LAMB at lr 8e-3
+    assert (
+        apart(weights(tmp_path / "1", 6), weights(tmp_path / "4", 6)) < 1e-5
+    )  # six steps of LAMB at lr 8e-3
     (tmp_path / "4" / "checkpoints" / "step_00000006").rename(tmp_path / "away")
     train(tmp_path / "4", *short(6, *DRAWS, "save.every_steps=3", "save.keep=9"))
     assert apart(weights(tmp_path / "1", 6), weights(tmp_path / "4", 6)) < 1e-5
@@ -83,16 +107,24 @@ def test_two_processes_with_uneven_shares(tmp_path):
     assert apart(weights(tmp_path / "one", 5), weights(tmp_path / "two", 5)) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "why"), [("resnet18", "bn1 (BatchNorm2d)"), ("vit_tiny_patch16_224", "pos_drop")])
+@pytest.mark.parametrize(
+    ("name", "why"), [("resnet18", "bn1 (BatchNorm2d)"), ("vit_tiny_patch16_224", "pos_drop")]
+)
 def test_models_that_couple_samples_are_refused(name, why):
-    net = timm.create_model(name, **({"drop_rate": 0.1, "pos_drop_rate": 0.1} if "vit" in name else {}))
+    net = timm.create_model(
+        name, **({"drop_rate": 0.1, "pos_drop_rate": 0.1} if "vit" in name else {})
+    )
     cpu = torch.device("cpu")
-    with pytest.raises(UserError, match=r"batch.lanes_per_forward: .*depends on the other samples") as error:
-        pace.lanes_per_forward(recipes.load("quickstart", ["batch.lanes_per_forward=2"]), net, cpu)
+    with pytest.raises(
+        UserError, match=r"batch.lanes_per_forward: .*depends on the other samples"
+    ) as error:
+        lanes_per_forward(load_recipe("quickstart", ["batch.lanes_per_forward=2"]), net, cpu)
     assert why in str(error.value)
-    assert pace.lanes_per_forward(recipes.load("quickstart"), net, cpu) == 1
+    assert lanes_per_forward(load_recipe("quickstart"), net, cpu) == 1
     plain = timm.create_model("vit_tiny_patch16_224", depth=1)
-    assert pace.lanes_per_forward(recipes.load("quickstart", ["batch.lanes_per_forward=2"]), plain, cpu) == 2
+    assert (
+        lanes_per_forward(load_recipe("quickstart", ["batch.lanes_per_forward=2"]), plain, cpu) == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,35 +135,39 @@ def test_models_that_couple_samples_are_refused(name, why):
 def test_auto_fills_a_gpu_as_far_as_its_memory_goes(monkeypatch, overrides, memory, lanes):
     properties = SimpleNamespace(total_memory=memory * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    recipe = recipes.load("vit_s_800ep_tract", [*overrides, "model.args.depth=2"])
+    recipe = load_recipe("vit_s_800ep_tract", [*overrides, "model.args.depth=2"])
     with torch.device("meta"):
-        net = models.build(recipe)
-    assert pace.lanes_per_forward(recipe, net, torch.device("cuda")) == lanes
+        net = build_model(recipe)
+    assert lanes_per_forward(recipe, net, torch.device("cuda")) == lanes
 
 
 def test_what_cannot_have_lanes_together_says_so(monkeypatch):
     with pytest.raises(UserError, match="lanes that share a forward have one gradient"):
-        recipes.load("quickstart", ["batch.exact=true", "batch.lanes_per_forward=2"])
+        load_recipe("quickstart", ["batch.exact=true", "batch.lanes_per_forward=2"])
     for key, value in (("batch.lanes_per_forward", "2"), ("precision.compile", "true")):
         with pytest.raises(UserError, match=key):
-            zero.plugin(recipes.load("quickstart", [f"{key}={value}"]), 0)
+            deepspeed_plugin(load_recipe("quickstart", [f"{key}={value}"]), 0)
 
 
 # ---- drop path on a subset -------------------------------------------------------------------------------------------
 
 
 def subset(*overrides: str) -> torch.nn.Module:
-    return models.build(recipes.load("quickstart", ["model.drop_path_mode=subset", "model.drop_path=0.4", *overrides]))
+    return build_model(
+        load_recipe(
+            "quickstart", ["model.drop_path_mode=subset", "model.drop_path=0.4", *overrides]
+        )
+    )
 
 
-def drop_paths(net: torch.nn.Module) -> list[models.DropPath]:
-    return [layer for layer in net.modules() if isinstance(layer, models.DropPath)]
+def drop_paths(net: torch.nn.Module) -> list[DropPath]:
+    return [layer for layer in net.modules() if isinstance(layer, DropPath)]
 
 
 def test_a_subset_is_that_masks_result_for_the_same_samples():
     """The masked model, told to drop what the subset drops with the subset's weight, gives the same gradients."""
-    ours, masked = subset(), models.build(recipes.load("quickstart", ["model.drop_path=0.4"]))
-    models.draw_drop_path(drop_paths(ours), 10, [3, 4], torch.device("cpu"))
+    ours, masked = subset(), build_model(load_recipe("quickstart", ["model.drop_path=0.4"]))
+    draw_drop_path(drop_paths(ours), 10, [3, 4], torch.device("cpu"))
     for one, other in zip(drop_paths(ours), drop_paths(masked), strict=True):
         assert one.kept.shape == (12,) and (one.kept[:6] < 10).all() and (one.kept[6:] >= 10).all()
         other.scale = torch.zeros(20).index_fill(0, one.kept, 20 / 12)
@@ -147,19 +183,21 @@ def test_a_subset_is_that_masks_result_for_the_same_samples():
 
 
 def test_a_subset_keeps_the_mean_and_follows_its_seed():
-    x, layer = torch.ones(10, 3), models.DropPath(0.3, subset=True)
+    x, layer = torch.ones(10, 3), DropPath(0.3, subset=True)
     total = torch.zeros(10, 3)
     for seed in range(400):
-        models.draw_drop_path([layer], 10, seed, torch.device("cpu"))
+        draw_drop_path([layer], 10, seed, torch.device("cpu"))
         total += layer.add(x, lambda kept: kept)
     assert (total / 400 - 2).abs().max() < 0.1, "x plus the mean of a branch that is x"
     first = layer.kept
-    models.draw_drop_path([layer], 10, 399, torch.device("cpu"))
+    draw_drop_path([layer], 10, 399, torch.device("cpu"))
     assert torch.equal(layer.kept, first) and len(first) == 7
 
 
 def test_a_subset_run_resumes_to_the_bit(tmp_path):
-    overrides = short(4, "model.drop_path=0.3", "model.drop_path_mode=subset", "save.every_steps=2", "save.keep=9")
+    overrides = short(
+        4, "model.drop_path=0.3", "model.drop_path_mode=subset", "save.every_steps=2", "save.keep=9"
+    )
     train(tmp_path, *overrides)
     final = weights(tmp_path, 4)
     (tmp_path / "checkpoints" / "step_00000004").rename(tmp_path / "away")
@@ -168,12 +206,12 @@ def test_a_subset_run_resumes_to_the_bit(tmp_path):
 
 
 def test_a_subset_costs_less_and_needs_timms_blocks():
-    full, part = (recipes.load("quickstart", [f"model.drop_path_mode={mode}", "model.drop_path=0.5"])
+    full, part = (load_recipe("quickstart", [f"model.drop_path_mode={mode}", "model.drop_path=0.5"])
                   for mode in ("mask", "subset"))  # fmt: skip
-    measured = [cost.measure(recipe, models.build(recipe)).training for recipe in (full, part)]
+    measured = [cost.measure(recipe, build_model(recipe)).training for recipe in (full, part)]
     assert 0.5 < measured[1] / measured[0] < 0.6
     with pytest.raises(UserError, match=r"model.drop_path_mode: .*other blocks than timm's ViT"):
-        models.set_drop_path(timm.create_model("convnext_atto"), 0.1, "subset")
+        set_drop_path(timm.create_model("convnext_atto"), 0.1, "subset")
 
 
 # ---- attention, precision, compilation -------------------------------------------------------------------------------
@@ -182,7 +220,7 @@ def test_a_subset_costs_less_and_needs_timms_blocks():
 def test_attention_is_torchs_fused_one():
     for name in ("quickstart", "vit_s_800ep_tract"):
         with torch.device("meta"):
-            net = models.build(recipes.load(name))
+            net = build_model(load_recipe(name))
         fused = [layer.fused_attn for layer in net.modules() if hasattr(layer, "fused_attn")]
         assert fused and all(fused)
 
@@ -193,17 +231,20 @@ def test_attention_is_torchs_fused_one():
 def test_auto_precision_is_bf16_where_it_is(monkeypatch, cuda, bf16, half):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    recipe = models.resolved(recipes.load("vit_s_800ep_tract"))
+    recipe = resolve_precision(load_recipe("vit_s_800ep_tract"))
     assert recipe.precision.autocast == half and recipe.name == "vit_s_800ep_tract"
-    assert models.resolved(recipe) is recipe and models.resolved(recipes.load("quickstart")).precision.autocast is None
+    assert (
+        resolve_precision(recipe) is recipe
+        and resolve_precision(load_recipe("quickstart")).precision.autocast is None
+    )
 
 
 def test_a_runs_precision_stays_what_it_was(tmp_path):
     train(tmp_path, *short(1, "precision.autocast=auto"))
-    assert recipes.load(str(tmp_path / "recipe.yaml")).precision.autocast == "bf16"
-    folder.check_folder(tmp_path, recipes.load("quickstart", short(1, "precision.autocast=bf16")))
+    assert load_recipe(str(tmp_path / "recipe.yaml")).precision.autocast == "bf16"
+    check_folder(tmp_path, load_recipe("quickstart", short(1, "precision.autocast=bf16")))
     with pytest.raises(UserError, match=r'precision.autocast: "bf16" -> "fp16"'):
-        folder.check_folder(tmp_path, recipes.load("quickstart", short(1, "precision.autocast=fp16")))
+        check_folder(tmp_path, load_recipe("quickstart", short(1, "precision.autocast=fp16")))
 
 
 @pytest.mark.slow
@@ -214,9 +255,9 @@ def test_a_compiled_run_is_the_same_up_to_rounding_and_its_checkpoint_plain(tmp_
     expected = losses(train(tmp_path / "plain", *overrides))
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    assert losses(train(tmp_path / "compiled", *overrides, "precision.compile=true")) == pytest.approx(
-        expected, abs=1e-5
-    )
+    assert losses(
+        train(tmp_path / "compiled", *overrides, "precision.compile=true")
+    ) == pytest.approx(expected, abs=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
     plain, compiled = weights(tmp_path / "plain", 4), weights(tmp_path / "compiled", 4)
     assert plain.keys() == compiled.keys() and apart(plain, compiled) < 1e-4
@@ -228,7 +269,9 @@ def test_a_compiled_run_is_the_same_up_to_rounding_and_its_checkpoint_plain(tmp_
 @pytest.mark.slow
 def test_two_compiled_processes(tmp_path):
     """With drop path on a subset, in bf16."""
-    overrides = short(3, "model.args.depth=1", "batch.size=32", "batch.lanes=2", "precision.autocast=bf16")
+    overrides = short(
+        3, "model.args.depth=1", "batch.size=32", "batch.lanes=2", "precision.autocast=bf16"
+    )
     overrides += ["model.drop_path=0.2", "model.drop_path_mode=subset"]
     expected = losses(train(tmp_path / "one", *overrides))
     arguments = ["--recipe", "quickstart", "--output", str(tmp_path / "two"), *sets(overrides)]
@@ -243,8 +286,8 @@ def test_two_compiled_processes(tmp_path):
 
 def test_mfu_follows_from_images_per_second_and_a_stated_peak(tmp_path, capsys):
     records = train(tmp_path / "a", *short(2, "log.peak_tflops=0.05"))
-    recipe = recipes.load("quickstart")
-    flops = cost.measure(recipe, models.build(recipe)).training
+    recipe = load_recipe("quickstart")
+    flops = cost.measure(recipe, build_model(recipe)).training
     for record in records[:2]:
         assert record["mfu"] == pytest.approx(record["images_per_s"] * flops / 0.05e12)
         assert 0.05 < record["memory_gib"] < 50 and 0 <= record["data_wait"] <= 1
@@ -257,8 +300,8 @@ def test_mfu_follows_from_images_per_second_and_a_stated_peak(tmp_path, capsys):
                                                         ("NVIDIA H200 NVL", "bf16", None)])  # fmt: skip
 def test_known_peaks_are_of_exactly_these_gpus(monkeypatch, name, autocast, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert cost.known_peak(torch.device("cuda"), autocast) == peak
-    assert cost.known_peak(torch.device("cpu"), autocast) is None
+    assert known_peak(torch.device("cuda"), autocast) == peak
+    assert known_peak(torch.device("cpu"), autocast) is None
 
 
 def test_a_profile_of_three_steps_lies_in_the_runs_folder(tmp_path, capsys):
@@ -270,7 +313,10 @@ def test_a_profile_of_three_steps_lies_in_the_runs_folder(tmp_path, capsys):
     train(tmp_path / "b", *short(2, "log.profile=2"))
     assert (tmp_path / "b" / "profile_step_2.json.gz").exists(), "a run that ends within the three"
     train(tmp_path / "c", *short(2, "log.profile=3"))
-    assert "log.profile: step 3 is not among those to come; no trace is written" in capsys.readouterr().out
+    assert (
+        "log.profile: step 3 is not among those to come; no trace is written"
+        in capsys.readouterr().out
+    )
 
 
 # ---- waiting ---------------------------------------------------------------------------------------------------------
@@ -292,15 +338,24 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
         for p in task.bare.parameters():
             p.grad = torch.empty_like(p)
         images = torch.empty(4, 3, 224, 224, device=device)
-        rule, g = layer._rule(images)[1], torch.empty(4, 384, 14, 14, dtype=torch.bfloat16, device=device)
+        rule, g = (
+            layer._rule(images)[1],
+            torch.empty(4, 384, 14, 14, dtype=torch.bfloat16, device=device),
+        )
         raw = gram.raw_gradient(g, images, rule, layer.weight.shape)
         layer.weight.grad = gram.right_solve(raw, gram.gram_factor(images, rule))
 
     monkeypatch.setattr("deit_tract.tasks.classify.seed_generators", lambda seed, device: None)
-    for module in (models, colour, augment):
+    for module in (drop_path, colour, augment):
         monkeypatch.setattr(module, "send", posed)
-    settings = ["model.args.depth=2", "model.drop_path=0.2", f"model.drop_path_mode={drop_path_mode}"]
-    recipe = recipes.load("vit_s_800ep_tract", ["data.name=synthetic", "batch.size=8", "batch.lanes=2", *settings])
+    settings = [
+        "model.args.depth=2",
+        "model.drop_path=0.2",
+        f"model.drop_path_mode={drop_path_mode}",
+    ]
+    recipe = load_recipe(
+        "vit_s_800ep_tract", ["data.name=synthetic", "batch.size=8", "batch.lanes=2", *settings]
+    )
     task, transform = tasks.build(recipe), fast.FastTransform(recipe, defer=True)
     task.bare.train()
     [layer] = task.tract_layers
@@ -317,7 +372,9 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
         with pytest.raises(DataDependentOutputException):
             pixels[0].sum().item()
         labels = torch.empty(4, dtype=torch.long, device=device)
-        replicas = engine.Replicas(accelerator, recipe, task.bare, optim.build(recipe.optim, task.bare))
+        replicas = Replicas(
+            accelerator, recipe, task.bare, build_optimizer(recipe.optim, task.bare)
+        )
     batches = [[transform.finish(images, draws), labels] for images in pixels]
     run = SimpleNamespace(
         recipe=recipe, task=task, engine=replicas, forwards=[range(2)], ema=None, lr=lambda step: 1e-3,
@@ -325,5 +382,5 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
     )  # fmt: skip
     with mode, torch.autocast("cuda", torch.bfloat16):
         loss, norm = loop.Run.optimizer_step(run, 0, iter(batches))
-        loop.Meter(accelerator, 0, None).add(1, loss, norm)
+        Meter(accelerator, 0, None).add(1, loss, norm)
     assert loss.is_cuda and norm.is_cuda

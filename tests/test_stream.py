@@ -8,8 +8,11 @@ import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DistributedSampler
 
-from deit_tract.data.stream import Stream, View, Views, checked, derive, lanes_of, loader, seed_generators
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.common.seeds import derive, seed_generators
+from deit_tract.data.loader import Views, checked, loader
+from deit_tract.data.stream import Stream, View
+from deit_tract.recipe.launch import lanes_of
 
 IMAGENET = 1_281_167
 
@@ -70,7 +73,11 @@ def test_fine_tuning_epoch_of_imagenet_has_the_references_2502_steps():
 
 
 def test_another_seed_is_another_order_not_a_shifted_one():
-    orders = [Stream(1000, 2, 4, seed=seed).order(epoch).tolist() for seed in (0, 1, 2) for epoch in (0, 1, 2)]
+    orders = [
+        Stream(1000, 2, 4, seed=seed).order(epoch).tolist()
+        for seed in (0, 1, 2)
+        for epoch in (0, 1, 2)
+    ]
     assert len({tuple(order) for order in orders}) == 9
 
 
@@ -80,7 +87,9 @@ def test_views_depend_on_their_place_alone():
     fresh = [Stream(1437, 4, 16, 3, 7).views(step, lane) for step in (57, 3, 20) for lane in (3, 0)]
     assert late_first == fresh
     views = [view for step in range(40) for lane in range(4) for view in stream.views(step, lane)]
-    assert len({view.seed for view in views}) == len(views), "the copies of an image are different views"
+    assert len({view.seed for view in views}) == len(views), (
+        "the copies of an image are different views"
+    )
     other = Stream(1437, 4, 16, 3, 8).views(3, 0)
     assert not {view.seed for view in other} & {view.seed for view in views}
 
@@ -88,7 +97,10 @@ def test_views_depend_on_their_place_alone():
 def test_repeats_of_an_image_stand_in_different_lanes():
     stream = Stream(1437, 4, 16, repeats=3)
     lanes = [[view.index for view in stream.views(0, lane)] for lane in range(4)]
-    assert all(len(set(lane)) == 16 for lane in lanes) and len({i for lane in lanes for i in lane}) == 22
+    assert (
+        all(len(set(lane)) == 16 for lane in lanes)
+        and len({i for lane in lanes for i in lane}) == 22
+    )
 
 
 def test_starting_at_a_step_is_the_same_as_arriving_there():
@@ -98,9 +110,16 @@ def test_starting_at_a_step_is_the_same_as_arriving_there():
 
 
 def test_lane_and_view_seeds_do_not_collide():
-    seeds = {derive(0, purpose, a, b) for purpose in ("view", "lane") for a in range(100) for b in range(100)}
+    seeds = {
+        derive(0, purpose, a, b)
+        for purpose in ("view", "lane")
+        for a in range(100)
+        for b in range(100)
+    }
     assert len(seeds) == 20_000 and all(0 <= seed < 2**63 for seed in seeds)
-    assert derive(0, "lane", 1, 2) == 6070857385101708053, "seeds are the same on every machine and version"
+    assert derive(0, "lane", 1, 2) == 6070857385101708053, (
+        "seeds are the same on every machine and version"
+    )
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
@@ -141,7 +160,11 @@ def test_pixels_do_not_depend_on_workers_or_on_what_was_drawn_before(workers):
 
     def pixels(count: int) -> list[torch.Tensor]:
         torch.rand(count + 1), random.random(), np.random.rand()
-        keys = (views for views in stream.batches(range(12), [0, 1]) if all(view.index != 63 for view in views))
+        keys = (
+            views
+            for views in stream.batches(range(12), [0, 1])
+            if all(view.index != 63 for view in views)
+        )
         return [batch[0] for batch in checked(loader(Views(Blank(), noisy), keys, count, False))]
 
     alone, together = pixels(0), pixels(workers)
@@ -184,7 +207,9 @@ def test_a_dead_loader_process_is_a_mistake_in_one_line(error):
         raise error
         yield
 
-    with pytest.raises(UserError, match=r"^data.workers: a loader process died \(.*[^ ]\); it may have run out"):
+    with pytest.raises(
+        UserError, match=r"^data.workers: a loader process died \(.*[^ ]\); it may have run out"
+    ):
         next(checked(batches()))
 
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, finish, losses, sets, short, train
 from dist import fake_slurm
 
-from deit_tract import log
+from deit_tract.train import log
 
 spec = importlib.util.spec_from_file_location("submit", ROOT / "tools" / "submit.py")
 submit = importlib.util.module_from_spec(spec)
@@ -52,7 +52,11 @@ def printed(capsys, monkeypatch):
 
 def directives(text: str) -> dict[str, str]:
     """The #SBATCH lines, read as sbatch reads them."""
-    words = [shlex.split(line.removeprefix("#SBATCH ")) for line in text.splitlines() if line.startswith("#SBATCH ")]
+    words = [
+        shlex.split(line.removeprefix("#SBATCH "))
+        for line in text.splitlines()
+        if line.startswith("#SBATCH ")
+    ]
     assert all(len(line) == 1 for line in words), words
     return dict((*word.removeprefix("--").split("=", 1), "")[:2] for (word,) in words)
 
@@ -69,13 +73,19 @@ class Job:
         python = self.folder / "python"
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{FAKE_LAUNCHER}" "$@"\n')
         python.chmod(0o755)
-        self.text = re.sub("^python=.*$", f"python={shlex.quote(str(python))}", self.text, flags=re.MULTILINE)
+        self.text = re.sub(
+            "^python=.*$", f"python={shlex.quote(str(python))}", self.text, flags=re.MULTILINE
+        )
         return self
 
     def start(self, **environment: str) -> subprocess.Popen:
         script = self.folder / "job.sh"
         script.write_text(self.text)
-        slurm = {"SLURM_JOB_ID": "71", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": str(self.nodes)}
+        slurm = {
+            "SLURM_JOB_ID": "71",
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_NNODES": str(self.nodes),
+        }
         slurm |= {"SLURM_RESTART_COUNT": str(self.starts)} if self.starts else {}
         path = {"PATH": f"{self.bin}:{os.environ['PATH']}", "FAKE_SLURM": str(self.bin)}
         cpu = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -104,7 +114,18 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None
 
 def test_what_the_script_asks_for(printed):
     few = ("--gpus-per-node", "2", "--nodes", "2")
-    text = printed(*few, "--time", "1-00:00:00", "--partition", "a b", "--qos", 'x"\\y', "--exclusive", "--grace", "90")
+    text = printed(
+        *few,
+        "--time",
+        "1-00:00:00",
+        "--partition",
+        "a b",
+        "--qos",
+        'x"\\y',
+        "--exclusive",
+        "--grace",
+        "90",
+    )
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     assert directives(text) == {
         "job-name": "quickstart", "chdir": str(Path.cwd()), "output": "runs/quickstart/slurm-%j.out",
@@ -127,26 +148,58 @@ def test_values_arrive_as_they_were_given(tmp_path, printed, monkeypatch):
     (folder / "my recipe.yaml").write_text("base: quickstart\n")
     given = [
         *("--recipe", "./my recipe.yaml", "--checkpoint", "timm:x y"),
-        *("--data-dir", '/data/$USER\'s "set"', "--output", "out put/`x`", *sets([NASTY, "seed=3"])),
+        *(
+            "--data-dir",
+            '/data/$USER\'s "set"',
+            "--output",
+            "out put/`x`",
+            *sets([NASTY, "seed=3"]),
+        ),
     ]
     text = printed(*given, "--nodes", "2", "--gpus-per-node", "1", "--finetune")
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-    assert directives(text)["output"] == "out put/`x`/slurm-%j.out" and directives(text)["chdir"] == str(folder)
+    assert directives(text)["output"] == "out put/`x`/slurm-%j.out" and directives(text)[
+        "chdir"
+    ] == str(folder)
     code, _, err = Job(tmp_path, text).faked().run(FAKE_RUN="args")
     assert code == 0, err
     for node in ("0", "1"):
         words = json.loads((folder / "out put" / "`x`" / f"args{node}.json").read_text())
-        launcher, training = words[: words.index(str(ROOT / "finetune.py"))], words[words.index("--recipe") :]
+        launcher, training = (
+            words[: words.index(str(ROOT / "finetune.py"))],
+            words[words.index("--recipe") :],
+        )
         assert training == given
         assert launcher == [
-            *("-m", "accelerate.commands.launch", "--machine_rank", node, "--main_process_ip", "127.0.0.1"),
-            *("--main_process_port", "20071", "--config_file", str(ROOT / "tools" / "accelerate" / "nodes.yaml")),
+            *(
+                "-m",
+                "accelerate.commands.launch",
+                "--machine_rank",
+                node,
+                "--main_process_ip",
+                "127.0.0.1",
+            ),
+            *(
+                "--main_process_port",
+                "20071",
+                "--config_file",
+                str(ROOT / "tools" / "accelerate" / "nodes.yaml"),
+            ),
             *("--num_machines", "2", "--num_processes", "2"),
         ]
 
 
 def test_a_folder_a_seed(tmp_path, printed):
-    text = printed("--nodes", "1", "--gpus-per-node", "1", "--array", "0-3:3,7%2", "--output", f"{tmp_path}/all 100%")
+    text = printed(
+        "--nodes",
+        "1",
+        "--gpus-per-node",
+        "1",
+        "--array",
+        "0-3:3,7%2",
+        "--output",
+        f"{tmp_path}/all 100%",
+    )
     assert directives(text)["array"] == "0-3:3,7%2"
     assert directives(text)["output"] == f"{tmp_path}/all 100%%/slurm-%A_%a.out"
     # the last of an array's jobs has the array's own id, which alone would requeue all of them
@@ -158,7 +211,11 @@ def test_a_folder_a_seed(tmp_path, printed):
     assert finish(process)[0] == 0 and job.requeued() == [["requeue", "71_7"]]
     words = json.loads((tmp_path / "all 100%" / "seed7" / "args0.json").read_text())
     assert words[-2:] == ["--set", "seed=7"]
-    assert submit.seeds("0-3:3,7%2") == [0, 3, 7] and submit.seeds("4") == [4] and submit.seeds(None) == []
+    assert (
+        submit.seeds("0-3:3,7%2") == [0, 3, 7]
+        and submit.seeds("4") == [4]
+        and submit.seeds(None) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +259,9 @@ def test_time_limits_are_read_as_sbatch_reads_them(time_limit, expected):
          "see tools/accelerate/"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_nothing_is_submitted(tmp_path, capsys, monkeypatch, arguments, error):
+def test_a_mistake_is_one_line_and_nothing_is_submitted(
+    tmp_path, capsys, monkeypatch, arguments, error
+):
     monkeypatch.chdir(tmp_path)
     bin = fake_slurm.install(tmp_path)
     monkeypatch.setenv("PATH", f"{bin}:{os.environ['PATH']}")
@@ -211,12 +270,17 @@ def test_a_mistake_is_one_line_and_nothing_is_submitted(tmp_path, capsys, monkey
     assert fake_slurm.told(tmp_path, "sbatch") == [] and not (tmp_path / "runs").exists()
 
 
-def test_deepspeed_needs_even_shares_whole_tensors_and_no_ssh(tmp_path, printed, capsys, monkeypatch):
+def test_deepspeed_needs_even_shares_whole_tensors_and_no_ssh(
+    tmp_path, printed, capsys, monkeypatch
+):
     few = ("--nodes", "2", "--config-file", str(ROOT / "tools" / "accelerate" / "deepspeed.yaml"))
     text = printed(*few, "--gpus-per-node", "2", "--set", "optim.name=adamw")
     assert "--deepspeed_multinode_launcher standard" in text
     for overrides, error in (
-        (["optim.name=adamw", "batch.size=60", "batch.lanes=5"], "cannot share 5 lanes evenly among 2 processes"),
+        (
+            ["optim.name=adamw", "batch.size=60", "batch.lanes=5"],
+            "cannot share 5 lanes evenly among 2 processes",
+        ),
         (["seed=1"], "LAMB's trust ratio needs whole tensors, which ZeRO stage 1 cuts up"),
     ):
         arguments = ["--recipe", "quickstart", *few, "--gpus-per-node", "1", *sets(overrides)]
@@ -225,7 +289,16 @@ def test_deepspeed_needs_even_shares_whole_tensors_and_no_ssh(tmp_path, printed,
 
 
 def test_submitting(tmp_path, capsys, monkeypatch, printed):
-    arguments = ["--recipe", "quickstart", "--nodes", "1", "--gpus-per-node", "4", "--output", str(tmp_path / "run")]
+    arguments = [
+        "--recipe",
+        "quickstart",
+        "--nodes",
+        "1",
+        "--gpus-per-node",
+        "4",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
     assert call(capsys, monkeypatch, *arguments)[2] == [
         "error: sbatch: not found: this is no machine of a SLURM cluster; --print shows the script"
@@ -237,7 +310,9 @@ def test_submitting(tmp_path, capsys, monkeypatch, printed):
     path = tmp_path / "run" / "job.sbatch"
     assert fake_slurm.told(tmp_path, "sbatch") == [[str(path)]]
     assert path.read_text() == printed(*arguments[2:])
-    monkeypatch.setenv("FAKE_SBATCH_ERROR", "sbatch: error: invalid partition\nsbatch: error: Batch job failed")
+    monkeypatch.setenv(
+        "FAKE_SBATCH_ERROR", "sbatch: error: invalid partition\nsbatch: error: Batch job failed"
+    )
     code, _, err = call(capsys, monkeypatch, *arguments)
     assert code == 2 and err == [
         f"error: sbatch: sbatch: error: invalid partition sbatch: error: Batch job failed; see {path}"
@@ -249,12 +324,16 @@ def test_submitting(tmp_path, capsys, monkeypatch, printed):
 
 @pytest.fixture
 def job(tmp_path, printed) -> Job:
-    return Job(tmp_path, printed("--nodes", "2", "--gpus-per-node", "1", "--output", str(tmp_path / "run"))).faked()
+    return Job(
+        tmp_path, printed("--nodes", "2", "--gpus-per-node", "1", "--output", str(tmp_path / "run"))
+    ).faked()
 
 
 def started(job: Job, process: subprocess.Popen) -> list[int]:
     """Wait until both nodes train; the process ids of the tasks that srun started."""
-    wait_for(lambda: all((job.folder / "run" / f"args{node}.json").exists() for node in (0, 1)), process)
+    wait_for(
+        lambda: all((job.folder / "run" / f"args{node}.json").exists() for node in (0, 1)), process
+    )
     srun = next(line.split()[0] for line in _children(process.pid) if "fake_slurm" in line)
     return [int(line.split()[0]) for line in _children(srun)]
 
@@ -278,7 +357,9 @@ def test_a_warning_saves_and_requeues_also_while_starting(job, kind):
 
 def test_slurm_preempts_its_tasks_with_term(job):
     process = job.start(FAKE_RUN="train")
-    for task in started(job, process):  # the launchers below them are not told, or they would end their workers
+    for task in started(
+        job, process
+    ):  # the launchers below them are not told, or they would end their workers
         os.kill(task, signal.SIGTERM)
     assert finish(process)[0] == 0 and job.requeued() == [["requeue", "71"]]
 
@@ -311,7 +392,10 @@ def test_a_requeue_that_is_refused_is_said(job):
 @pytest.mark.slow
 def test_two_nodes_preempted_and_requeued_give_the_losses_of_one_process(tmp_path, printed):
     overrides, folder = short(60), tmp_path / "nodes"
-    job = Job(tmp_path, printed("--nodes", "2", "--gpus-per-node", "1", "--output", str(folder), *sets(overrides)))
+    job = Job(
+        tmp_path,
+        printed("--nodes", "2", "--gpus-per-node", "1", "--output", str(folder), *sets(overrides)),
+    )
     process = job.start()
     wait_for(lambda: len(log.read_metrics(folder)) >= 5, process)
     process.send_signal(signal.SIGUSR1)
@@ -319,7 +403,10 @@ def test_two_nodes_preempted_and_requeued_give_the_losses_of_one_process(tmp_pat
     assert code == 0 and "on 2 process(es)" in out and "job 71 was preempted" in out, err
     assert job.requeued() == [["requeue", "71"]]
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["exit"] == "preempted" and (folder / "checkpoints" / f"step_{summary['steps']:08d}").is_dir()
+    assert (
+        summary["exit"] == "preempted"
+        and (folder / "checkpoints" / f"step_{summary['steps']:08d}").is_dir()
+    )
     code, out, err = job.run()
     assert code == 0 and f"from step {summary['steps']}" in out and "finished: top1" in out, err
     assert len(job.requeued()) == 1
@@ -338,4 +425,7 @@ def test_one_process_with_the_file_for_one_gpu_finishes_or_fails_for_good(tmp_pa
     job.text = printed(*few, *sets(short(2, "data.classes=7")))
     code, _, err = job.run()
     assert code == 1 and "holds a run of another recipe (data.classes: 10 -> 7)" in err
-    assert job.requeued() == [] and json.loads((tmp_path / "run" / "summary.json").read_text())["exit"] == "finished"
+    assert (
+        job.requeued() == []
+        and json.loads((tmp_path / "run" / "summary.json").read_text())["exit"] == "finished"
+    )

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from deit_tract import gram, tract, weight_gradient
-from deit_tract.tract import TrAct
+from deit_tract import tract
+from deit_tract.tract import TrAct, gradient, gram
 
 
 class Streams:
@@ -56,9 +56,11 @@ def streams(monkeypatch):
 
     monkeypatch.setattr(tract, "can_run_ahead", lambda x: True)
     monkeypatch.setattr(gram, "factorise", made)
-    monkeypatch.setattr(weight_gradient, "_side_stream", streams.Stream)
+    monkeypatch.setattr(gradient, "_side_stream", streams.Stream)
     monkeypatch.setattr(torch, "get_device_module", lambda device: streams)
-    recorded = lambda tensor, stream: streams.log.append(f"{stream.name} keeps {tuple(tensor.shape)}")  # noqa: E731
+    recorded = lambda tensor, stream: streams.log.append(
+        f"{stream.name} keeps {tuple(tensor.shape)}"
+    )
     monkeypatch.setattr(torch.Tensor, "record_stream", recorded)
     return streams
 
@@ -95,7 +97,11 @@ def test_every_lane_has_its_own(streams):
     layer = TrAct(nn.Linear(6, 3))
     layer.lanes = 4
     layer(torch.randn(32, 6)).sum().backward()
-    assert streams.log.count("factor on side") == streams.log.count("main waits for the mark of side") == 4
+    assert (
+        streams.log.count("factor on side")
+        == streams.log.count("main waits for the mark of side")
+        == 4
+    )
 
 
 @pytest.mark.parametrize("why", ["evaluation", "frozen", "batch"])
@@ -108,7 +114,7 @@ def test_nothing_is_begun_in_vain(streams, why):
 
 
 def test_a_cpu_waits_for_the_backward_pass():
-    assert not weight_gradient.can_run_ahead(torch.randn(4, 6))
+    assert not gradient.can_run_ahead(torch.randn(4, 6))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -126,4 +132,6 @@ def test_a_gpu_computes_the_same_beside_and_after():
             z = (z.flatten(2) @ z.flatten(2).mT).relu()  # the device has something else to do
             z.mean().backward()
             grads.append(layer.weight.grad)
-        assert (grads[0] - grads[1]).norm() <= 1e-5 * grads[1].norm()  # what a GPU adds up, it adds in any order
+        assert (grads[0] - grads[1]).norm() <= 1e-5 * grads[
+            1
+        ].norm()  # what a GPU adds up, it adds in any order

@@ -15,7 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def results(script: str, folder: Path, timeout: float) -> dict:
     """Runs a script of tests/dist, which starts its own processes, and reads the JSON it writes."""
     out = folder / "results.json"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "dist" / script), str(out)], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -41,7 +46,9 @@ def test_engines(tmp_path):
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     got = results("tract_engines.py", tmp_path, 300)
     refused = [got.pop(f"stage {stage}, batch") for stage in (1, 2, 3)]
-    assert all("has no gradient: the engine keeps it elsewhere" in message for message in refused), refused
+    assert all(
+        "has no gradient: the engine keeps it elsewhere" in message for message in refused
+    ), refused
     halves = [got.pop("stage 2, lane, bf16"), got.pop("stage 0, batch, bf16")]
     assert all(value < 3e-2 for value in halves), halves
     assert len(got) == 7 and all(value < 1e-6 for value in got.values()), got

@@ -23,8 +23,14 @@ def test_lanes_in_one_forward_are_one_by_one(case, lanes):
     make, shape = LAYERS[case]
     layer = tract.TrAct(make(), 0.2)
     x = torch.randn(shape)
-    x *= torch.linspace(0.2, 3, len(x)).view(-1, *[1] * (x.dim() - 1))  # lanes of unlike Gram matrices
-    together, alone, plain = copy.deepcopy(layer), copy.deepcopy(layer), tract.remove(copy.deepcopy(layer))
+    x *= torch.linspace(0.2, 3, len(x)).view(
+        -1, *[1] * (x.dim() - 1)
+    )  # lanes of unlike Gram matrices
+    together, alone, plain = (
+        copy.deepcopy(layer),
+        copy.deepcopy(layer),
+        tract.remove(copy.deepcopy(layer)),
+    )
     g = torch.randn_like(plain(x))
     together.lanes = lanes
     out = together(x.clone().requires_grad_())
@@ -35,7 +41,9 @@ def test_lanes_in_one_forward_are_one_by_one(case, lanes):
     for a, b in zip(together.parameters(), alone.parameters(), strict=True):
         assert (a.grad - b.grad).norm() <= 1e-6 * b.grad.norm()
     layer(x).backward(g)
-    assert (layer.weight.grad - alone.weight.grad).norm() > 1e-2 * alone.weight.grad.norm(), "a Gram matrix for all"
+    assert (layer.weight.grad - alone.weight.grad).norm() > 1e-2 * alone.weight.grad.norm(), (
+        "a Gram matrix for all"
+    )
 
 
 def test_what_lanes_leave_alone():

@@ -17,8 +17,12 @@ from test_cifar import data, fails, write
 from test_prepare import prepare  # noqa: F401 - a fixture
 from torchvision import datasets as torchvision_datasets
 
-from deit_tract import plan
-from deit_tract.data import cifar, datasets, transfer
+from deit_tract.data.sets import cifar
+from deit_tract.data.sets.fetch import DOWNLOADS, MD5
+from deit_tract.data.sets.fine_grained import CARS
+from deit_tract.data.sets.load import load_images
+from deit_tract.data.sets.readers import Splits
+from deit_tract.plan.plan import count_samples
 
 CLASSES = {"flowers102": 102, "cars": 196}
 
@@ -27,8 +31,8 @@ def settings(name: str, directory, **values):
     return data(name, directory, **({"classes": CLASSES[name]} | values))
 
 
-def load(name: str, directory, **values) -> datasets.Splits:
-    return datasets.load(settings(name, directory, **values))
+def load(name: str, directory, **values) -> Splits:
+    return load_images(settings(name, directory, **values))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,9 @@ def write_cars(root: Path, train: int = 196, test: int = 196) -> Path:
         ("cars_test", test, "cars_test_annos_withlabels"),
     ):
         (folder / part).mkdir()
-        rows = np.array([(n % 196 + 1, f"{n:05d}.jpg") for n in range(count)], [("class", "O"), ("fname", "O")])
+        rows = np.array(
+            [(n % 196 + 1, f"{n:05d}.jpg") for n in range(count)], [("class", "O"), ("fname", "O")]
+        )
         savemat(folder / "devkit" / f"{file}.mat", {"annotations": rows})
         for n in range(count):
             Image.new("RGB", (12, 8), (n % 196, 0, 0)).save(folder / part / f"{n:05d}.jpg")
@@ -82,13 +88,23 @@ def test_flowers_train_on_train_and_val_and_test_on_test(all_flowers):
     train, val = load("flowers102", all_flowers)
     assert (len(train), len(val)) == (2040, 6149)
     for ours, parts in ((train, ("train", "val")), (val, ("test",))):
-        theirs = [torchvision_datasets.Flowers102(str(all_flowers), part) for part in parts]  # which checks the MD5
-        assert [ours.where(i) for i in range(len(ours))] == [str(file) for one in theirs for file in one._image_files]
+        theirs = [
+            torchvision_datasets.Flowers102(str(all_flowers), part) for part in parts
+        ]  # which checks the MD5
+        assert [ours.where(i) for i in range(len(ours))] == [
+            str(file) for one in theirs for file in one._image_files
+        ]
         assert ours.labels.tolist() == [label for one in theirs for label in one._labels]
-    assert set(Counter(train.labels.tolist()).values()) == {20} and train.classes[0] == "pink primrose"
+    assert (
+        set(Counter(train.labels.tolist()).values()) == {20} and train.classes[0] == "pink primrose"
+    )
     image, label = train[0]
-    assert image.mode == "RGB" and image.getpixel((0, 0)) == (128, 128, 128) and label == train.labels[0]
-    assert plan.count_samples(settings("flowers102", None)) == (2040, 6149)
+    assert (
+        image.mode == "RGB"
+        and image.getpixel((0, 0)) == (128, 128, 128)
+        and label == train.labels[0]
+    )
+    assert count_samples(settings("flowers102", None)) == (2040, 6149)
 
 
 def test_swapped_flowers_are_refused(flowers):
@@ -118,7 +134,10 @@ def test_no_photo_at_all_and_missing_lists(flowers):
     folder = flowers / "flowers-102"
     shutil.rmtree(folder / "jpg")
     message = fails(settings("flowers102", flowers, verify=False))
-    assert "1 of 3 parts of Flowers-102 are missing: jpg; expected are" in message and "robots.ox.ac.uk" in message
+    assert (
+        "1 of 3 parts of Flowers-102 are missing: jpg; expected are" in message
+        and "robots.ox.ac.uk" in message
+    )
     assert str(folder / "setid.mat") in message and "\n" not in message
     (folder / "jpg").mkdir()
     assert "holds none of the images" in fails(settings("flowers102", flowers, verify=False))
@@ -136,20 +155,27 @@ def test_real_cars_are_read_as_torchvision_reads_them(cars):
         assert [(ours.where(i), ours.labels[i]) for i in range(len(ours))] == theirs._samples
         assert ours.classes == theirs.classes and len(ours.classes) == 196
         image, label = ours[len(ours) - 1]
-        assert np.array_equal(np.array(image), np.array(theirs[len(ours) - 1][0])) and label == theirs[len(ours) - 1][1]
+        assert (
+            np.array_equal(np.array(image), np.array(theirs[len(ours) - 1][0]))
+            and label == theirs[len(ours) - 1][1]
+        )
 
 
 def test_cars_are_counted(cars):
     lines = fails(settings("cars", cars)).splitlines()
-    assert len(lines) == 2 and "cars_train: 784 training images, Stanford Cars has 8,144" in lines[0]
+    assert (
+        len(lines) == 2 and "cars_train: 784 training images, Stanford Cars has 8,144" in lines[0]
+    )
     assert "392 test images, Stanford Cars has 8,041" in lines[1]
-    assert plan.count_samples(settings("cars", None)) == (8144, 8041)
+    assert count_samples(settings("cars", None)) == (8144, 8041)
 
 
 def test_cars_test_labels_may_lie_in_the_devkit_and_photos_a_folder_deeper(tmp_path):
     folder = write_cars(tmp_path)
     train, val = load("cars", tmp_path, verify=False)
-    assert (len(train), len(val)) == (196, 196) and val[195][1] == 195 and val[195][0].size == (12, 8)
+    assert (
+        (len(train), len(val)) == (196, 196) and val[195][1] == 195 and val[195][0].size == (12, 8)
+    )
     (folder / "cars_train").rename(folder / "inner")
     (folder / "cars_train").mkdir()
     (folder / "inner").rename(folder / "cars_train" / "cars_train")
@@ -162,18 +188,28 @@ def test_cars_without_test_labels_name_the_file(tmp_path):
     labelled.unlink()
     message = fails(settings("cars", tmp_path, verify=False))
     assert "1 of 5 parts of Stanford Cars are missing: cars_test_annos_withlabels.mat" in message
-    assert all(str(folder / part) in message for part in transfer.CARS) and "vision/issues/7545" in message
+    assert all(str(folder / part) in message for part in CARS) and "vision/issues/7545" in message
     savemat(labelled, {"annotations": np.array([("00000.jpg",)], [("fname", "O")])})
-    assert "cars_test_annos_withlabels.mat: has no labels" in fails(settings("cars", tmp_path, verify=False))
-    savemat(labelled, {"annotations": np.array([(197, "00000.jpg")], [("class", "O"), ("fname", "O")])})
-    assert "has labels from 197 to 197 for 196 classes" in fails(settings("cars", tmp_path, verify=False))
+    assert "cars_test_annos_withlabels.mat: has no labels" in fails(
+        settings("cars", tmp_path, verify=False)
+    )
+    savemat(
+        labelled, {"annotations": np.array([(197, "00000.jpg")], [("class", "O"), ("fname", "O")])}
+    )
+    assert "has labels from 197 to 197 for 196 classes" in fails(
+        settings("cars", tmp_path, verify=False)
+    )
     savemat(labelled, {"other": [1]})
     assert "has no entry 'annotations'" in fails(settings("cars", tmp_path, verify=False))
 
 
 def test_prepare_finds_flowers_whole_then_each_fault(prepare, flowers):  # noqa: F811
     code, out, errors = prepare("flowers102", flowers, "--workers", 0)
-    assert (code, errors) == (0, []) and "8,189 images decoded; no problems" in out and "train: 100%" not in out
+    assert (
+        (code, errors) == (0, [])
+        and "8,189 images decoded; no problems" in out
+        and "train: 100%" not in out
+    )
     folder = flowers / "flowers-102"
     (folder / "jpg" / "image_06765.jpg").unlink()
     (folder / "jpg" / "image_00002.jpg").unlink()
@@ -191,8 +227,16 @@ def test_prepare_finds_flowers_whole_then_each_fault(prepare, flowers):  # noqa:
 def test_prepare_counts_cifar_and_cars(prepare, tmp_path):  # noqa: F811
     write(tmp_path, "cifar100", rows=100)
     code, out, errors = prepare("cifar100", tmp_path, "--quick")
-    assert code == 2 and len(errors) == 5 and out.endswith("200 images counted, not decoded; 5 problems\n")
-    assert [line.rpartition("/")[2].split(":")[0] for line in errors[:3]] == ["train", "test", "meta"]
+    assert (
+        code == 2
+        and len(errors) == 5
+        and out.endswith("200 images counted, not decoded; 5 problems\n")
+    )
+    assert [line.rpartition("/")[2].split(":")[0] for line in errors[:3]] == [
+        "train",
+        "test",
+        "meta",
+    ]
     assert "100 training images, CIFAR-100 has 50,000" in errors[3]
     write_cars(tmp_path)
     code, out, errors = prepare("cars", tmp_path, "--workers", 0)
@@ -206,24 +250,32 @@ def test_prepare_downloads_through_torchvision_and_not_cars(prepare, tmp_path, m
         asked.append((root, download))
         write(root)
 
-    monkeypatch.setitem(transfer.DOWNLOADS, "cifar10", fetch)
+    monkeypatch.setitem(DOWNLOADS, "cifar10", fetch)
     code, out, _ = prepare("cifar10", tmp_path, "--download", "--quick")
     assert asked == [(tmp_path, True)] and code == 2 and "120 images counted" in out
 
     def refuse(root, download):
         raise RuntimeError("File not found or\ncorrupted.")
 
-    monkeypatch.setitem(transfer.DOWNLOADS, "cifar10", refuse)
+    monkeypatch.setitem(DOWNLOADS, "cifar10", refuse)
     _, _, errors = prepare("cifar10", tmp_path, "--download")
     assert (
-        len(errors) == 1 and "CIFAR-10 cannot be fetched (File not found or corrupted.); fetch it by hand" in errors[0]
+        len(errors) == 1
+        and "CIFAR-10 cannot be fetched (File not found or corrupted.); fetch it by hand"
+        in errors[0]
     )
     _, _, errors = prepare("cars", tmp_path, "--download")
-    assert len(errors) == 1 and "the official source of Stanford Cars is gone; it comes from Kaggle's" in errors[0]
+    assert (
+        len(errors) == 1
+        and "the official source of Stanford Cars is gone; it comes from Kaggle's" in errors[0]
+    )
 
 
 def test_official_md5_are_those_of_torchvision():
     known = torchvision_datasets.Flowers102._file_dict
-    assert transfer.MD5["flowers102"] == dict([known["label"], known["setid"]])
-    assert set(transfer.MD5["cifar10"]) == {f"data_batch_{n}" for n in range(1, 6)} | {"test_batch", "batches.meta"}
-    assert set(transfer.MD5["cifar100"]) == {"train", "test", "meta"} == set(cifar.md5("cifar100"))
+    assert MD5["flowers102"] == dict([known["label"], known["setid"]])
+    assert set(MD5["cifar10"]) == {f"data_batch_{n}" for n in range(1, 6)} | {
+        "test_batch",
+        "batches.meta",
+    }
+    assert set(MD5["cifar100"]) == {"train", "test", "meta"} == set(cifar.md5("cifar100"))

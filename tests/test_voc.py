@@ -13,17 +13,22 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from deit_tract import recipe as recipes
-from deit_tract.data import voc
-from deit_tract.data.boxes import Objects, Photo, ToSample
-from deit_tract.errors import UserError, UserErrors
+from deit_tract.common.errors import UserError, UserErrors
+from deit_tract.data.sets import voc
+from deit_tract.data.sets.boxes import Objects, Photo
+from deit_tract.data.transforms.detection import ToSample
+from deit_tract.recipe.resolve import load_recipe
 
 NAMES = ["cat", "dog"]
 
 
 def annotation(*rows, size=(64, 48)) -> str:
     """VOC's XML of (name, xmin, ymin, xmax, ymax, difficult) rows; a person's parts have boxes of their own."""
-    text = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
+    text = (
+        f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
+        if size
+        else ""
+    )
     for name, xmin, ymin, xmax, ymax, difficult in rows:
         part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
         text += f"<object>{part}<name>{name}</name><difficult>{difficult}</difficult><bndbox><xmax>{xmax}</xmax>"
@@ -31,7 +36,9 @@ def annotation(*rows, size=(64, 48)) -> str:
     return f"<annotation><folder>VOC2007</folder>{text}</annotation>"
 
 
-def write(folder: Path, photos: dict[str, str], splits: dict[str, list[str]], year: str = "VOC2007") -> Path:
+def write(
+    folder: Path, photos: dict[str, str], splits: dict[str, list[str]], year: str = "VOC2007"
+) -> Path:
     """A small set as the tars unpack; every photo is 64 x 48 px."""
     root = folder / "VOCdevkit" / year
     for part in voc.PARTS:
@@ -60,20 +67,34 @@ def small(tmp_path) -> Path:
 
 
 def load(folder: Path, *overrides: str, names=NAMES):
-    settings = [f"detect.class_names=[{', '.join(names)}]", f"data.classes={len(names)}", "data.name=voc", *overrides]
-    recipe = recipes.load("voc2007_frcnn_vgg16", settings, str(folder))
-    return voc.load(recipe.data, recipe.detect)
+    settings = [
+        f"detect.class_names=[{', '.join(names)}]",
+        f"data.classes={len(names)}",
+        "data.name=voc",
+        *overrides,
+    ]
+    recipe = load_recipe("voc2007_frcnn_vgg16", settings, str(folder))
+    return voc.load_voc(recipe.data, recipe.detect)
 
 
 def test_boxes_are_half_open_from_0_and_difficult_is_kept(small):
     train, val = load(small)
     assert (len(train), len(val), train.ids) == (3, 1, ["000005", "2007_000027", "empty"])
     assert train.objects[0].boxes.tolist() == [[0, 0, 64, 48], [9, 10, 20, 31]]
-    assert train.objects[0].labels.tolist() == [2, 1] and train.objects[0].difficult.tolist() == [False, True]
-    assert train.objects[1].boxes.tolist() == [[1.5, 2, 4, 9]] and train.objects[1].labels.tolist() == [1]
+    assert train.objects[0].labels.tolist() == [2, 1] and train.objects[0].difficult.tolist() == [
+        False,
+        True,
+    ]
+    assert train.objects[1].boxes.tolist() == [[1.5, 2, 4, 9]] and train.objects[
+        1
+    ].labels.tolist() == [1]
     assert train.objects[2].boxes.shape == (0, 4) and train.objects[2].labels.dtype == torch.int64
     photo, index = train[1]
-    assert photo.image.size == (64, 48) and photo.image.mode == "RGB" and (photo.index, index) == (1, 1)
+    assert (
+        photo.image.size == (64, 48)
+        and photo.image.mode == "RGB"
+        and (photo.index, index) == (1, 1)
+    )
 
 
 @pytest.mark.parametrize("below", ["", "VOCdevkit", "VOCdevkit/VOC2007"])
@@ -82,24 +103,35 @@ def test_the_folder_may_be_given_at_any_depth(small, below):
 
 
 def test_a_set_of_another_name_with_other_splits_and_pngs(tmp_path):
-    root = write(tmp_path, PHOTOS, {"mine": ["empty", "000005"], "theirs": ["000005"]}, year="VOC_birds")
+    root = write(
+        tmp_path, PHOTOS, {"mine": ["empty", "000005"], "theirs": ["000005"]}, year="VOC_birds"
+    )
     Image.new("RGB", (64, 48)).save(root / "JPEGImages" / "empty.png")
     (root / "JPEGImages" / "empty.jpg").unlink()
     train, _ = load(tmp_path, "detect.train_split=mine", "detect.val_split=theirs")
     assert train[0][0].image.size == (64, 48) and train.files == ["empty.png", "000005.jpg"]
-    with pytest.raises(UserError, match=r"trainval.txt: cannot be read .*there are mine, theirs: set detect.train_spl"):
+    with pytest.raises(
+        UserError,
+        match=r"trainval.txt: cannot be read .*there are mine, theirs: set detect.train_spl",
+    ):
         load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (annotation(("cow", 1, 1, 5, 5, 0)), r"bad.xml: object 1 is of class 'cow', which detect.class_names lacks"),
+        (
+            annotation(("cow", 1, 1, 5, 5, 0)),
+            r"bad.xml: object 1 is of class 'cow', which detect.class_names lacks",
+        ),
         (annotation(("dgo", 1, 1, 5, 5, 0)), r"did you mean 'dog'\?"),
         (annotation(("dog", 5, 1, 4, 5, 0)), r"bad.xml: the box .* of object 1 is empty"),
         (annotation(("dog", "nan", 1, 4, 5, 0)), r"is empty"),
         (annotation(("dog", "x", 1, 4, 5, 0)), r"bad.xml: xmin is 'x', no number"),
-        (annotation(("dog", 5, 1, 70, 5, 0)), r"bad.xml: the box .* of object 1 leaves the 64 x 48 px of its image"),
+        (
+            annotation(("dog", 5, 1, 70, 5, 0)),
+            r"bad.xml: the box .* of object 1 leaves the 64 x 48 px of its image",
+        ),
         (annotation(("dog", -5, 1, 7, 5, 0)), r"leaves the 64 x 48 px"),
         (annotation(("dog", 1, 1, 5, 5, 0)).replace("bndbox", "polygon"), r"object 1 has no box"),
         ("<annotation><object>", r"bad.xml: cannot be read as an annotation \(no element found"),
@@ -120,7 +152,11 @@ def test_every_bad_file_is_named_and_very_many_are_counted(small):
     with pytest.raises(UserErrors) as error:
         load(small)
     lines = str(error.value).splitlines()
-    assert len(lines) == 21 and "bad19.xml" in lines[19] and lines[20].endswith("5 files more are like that")
+    assert (
+        len(lines) == 21
+        and "bad19.xml" in lines[19]
+        and lines[20].endswith("5 files more are like that")
+    )
 
 
 def test_boxes_of_tools_that_count_from_0_are_cut_at_the_border(small):
@@ -141,7 +177,9 @@ def test_a_missing_photo_and_one_of_another_size(small):
         load(small)
 
 
-@pytest.mark.parametrize(("ids", "message"), [(["a", "a"], "lists a more than once"), ([], "lists no image")])
+@pytest.mark.parametrize(
+    ("ids", "message"), [(["a", "a"], "lists a more than once"), ([], "lists no image")]
+)
 def test_a_split_without_images_or_with_one_twice(small, ids, message):
     write(small, {}, {"test": ids})
     with pytest.raises(UserError, match=message):
@@ -158,12 +196,17 @@ def test_voc2007_has_its_official_counts(small):
     with pytest.raises(UserErrors) as error:
         load(small, "data.name=voc2007")
     first, second = str(error.value).splitlines()
-    assert "split trainval has 3 images, VOC2007 has 5,011; set data.verify=false" in first and "4,952" in second
+    assert (
+        "split trainval has 3 images, VOC2007 has 5,011; set data.verify=false" in first
+        and "4,952" in second
+    )
     assert len(load(small, "data.name=voc2007", "data.verify=false")[0]) == 3
 
 
 def test_no_folder_and_several_sets(small):
-    with pytest.raises(UserError, match=r"holds no data in VOC's layout; expected DIR/VOCdevkit/VOC2007 with"):
+    with pytest.raises(
+        UserError, match=r"holds no data in VOC's layout; expected DIR/VOCdevkit/VOC2007 with"
+    ):
         load(small / "nowhere")
     write(small, PHOTOS, SPLITS, year="VOC2012")
     with pytest.raises(UserError, match=r"holds 2 sets: .*VOC2007, .*VOC2012; give one of them"):
@@ -182,7 +225,11 @@ def test_a_mirrored_photo_has_mirrored_boxes():
         random.seed(seed)
         image, target = ToSample(flip=0.5)(photo)
         x0, y0, x1, y1 = target["boxes"][0].int().tolist()
-        assert (image[:, y0:y1, x0:x1] > 0.7).all() and (image > 0.7).sum() == 3 * 21 * 11 and target["index"] == 7
+        assert (
+            (image[:, y0:y1, x0:x1] > 0.7).all()
+            and (image > 0.7).sum() == 3 * 21 * 11
+            and target["index"] == 7
+        )
         seen.add(x0)
     assert seen == {9, 44}
 
@@ -194,11 +241,16 @@ def test_difficult_objects_are_left_out_of_training_alone(small):
 
 
 def test_the_real_photos(real_images):
-    recipe = recipes.load("voc2007_frcnn_vgg16", ["data.verify=false"], str(real_images("voc100.tar")))
-    train, val = splits = voc.load(recipe.data, recipe.detect)
+    recipe = load_recipe(
+        "voc2007_frcnn_vgg16", ["data.verify=false"], str(real_images("voc100.tar"))
+    )
+    train, val = splits = voc.load_voc(recipe.data, recipe.detect)
     assert (len(train), len(val)) == (60, 40) and train.ids[0] == "2007_000027"
     objects = [one for split in splits for one in split.objects]
-    assert sum(len(one.labels) for one in objects) == 273 and sum(int(one.difficult.sum()) for one in objects) == 38
+    assert (
+        sum(len(one.labels) for one in objects) == 273
+        and sum(int(one.difficult.sum()) for one in objects) == 38
+    )
     for split in splits:
         assert set(torch.cat([one.labels for one in split.objects]).tolist()) == set(range(1, 21))
         for photo, _ in (split[index] for index in range(len(split))):
@@ -210,7 +262,9 @@ def test_the_real_photos(real_images):
 
 def prepare(*arguments: object) -> tuple[int, str, list[str]]:
     words = [sys.executable, str(ROOT / "tools" / "prepare.py"), "voc2007", *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     return done.returncode, done.stdout, done.stderr.splitlines()
 
 
@@ -221,9 +275,17 @@ def test_the_tool_names_changed_tars_wrong_counts_and_broken_photos(small):
     (small / "VOCdevkit" / "VOC2007" / "JPEGImages" / "empty.jpg").write_bytes(b"no image")
     code, out, errors = prepare(small, "--workers", "0")
     assert code == 2 and "1 of 2 official tars there" in out
-    assert "trainval: 3 images, 3 objects, 1 difficult" in out and out.endswith("4 images decoded; 4 problems\n")
-    assert "VOCtest_06-Nov-2007.tar: has MD5 " in errors[0] and "split trainval has 3 images" in errors[1]
-    assert "empty.jpg: cannot be read as an image" in errors[2] and "split test has 1 images" in errors[3]
+    assert "trainval: 3 images, 3 objects, 1 difficult" in out and out.endswith(
+        "4 images decoded; 4 problems\n"
+    )
+    assert (
+        "VOCtest_06-Nov-2007.tar: has MD5 " in errors[0]
+        and "split trainval has 3 images" in errors[1]
+    )
+    assert (
+        "empty.jpg: cannot be read as an image" in errors[2]
+        and "split test has 1 images" in errors[3]
+    )
 
 
 def test_a_tar_with_its_md5_is_right(tmp_path, monkeypatch):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from deit_tract.data.boxes import Objects
-from deit_tract.tasks import voc
+from deit_tract.data.sets.boxes import Objects
+from deit_tract.evaluators import average_precision
 
 FAR = [500, 500, 510, 510]  # overlaps nothing
 
@@ -19,10 +19,10 @@ def objects(*rows) -> Objects:
     return Objects(boxes, labels, torch.tensor([row[2] for row in rows], dtype=torch.bool))
 
 
-def detections(*rows) -> voc.Detections:
+def detections(*rows) -> average_precision.Detections:
     """(image, box, label, score) each."""
     images, boxes, labels, scores = zip(*rows, strict=True) if rows else ((), (), (), ())
-    return voc.Detections(
+    return average_precision.Detections(
         np.array(images, np.int64), np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64),
         np.array(scores, np.float64),
     )  # fmt: skip
@@ -32,11 +32,13 @@ def box(number: int) -> list[int]:
     return [20 * number, 0, 20 * number + 10, 10]
 
 
-def one_class(difficult: list[bool], found: list[int | None]) -> voc.Precision:
+def one_class(difficult: list[bool], found: list[int | None]) -> average_precision.ClassPrecision:
     """Objects beside each other on one image; what each detection hits, best score first, None for nothing."""
     truth = objects(*((box(number), 1, hard) for number, hard in enumerate(difficult)))
-    rows = [(0, FAR if hit is None else box(hit), 1, 1 - 0.01 * rank) for rank, hit in enumerate(found)]
-    return voc.average_precision(detections(*rows), [truth], 1)[0]
+    rows = [
+        (0, FAR if hit is None else box(hit), 1, 1 - 0.01 * rank) for rank, hit in enumerate(found)
+    ]
+    return average_precision.average_precision(detections(*rows), [truth], 1)[0]
 
 
 @pytest.mark.parametrize(
@@ -68,36 +70,54 @@ def test_cases_worked_out_by_hand(difficult, found, eleven, area):
 def test_an_iou_of_exactly_half_counts():
     truth = [objects(([0, 0, 10, 20], 1, False))]
     for height, right in ((10, 1.0), (9.99, 0.0)):
-        assert voc.average_precision(detections((0, [0, 0, 10, height], 1, 0.9)), truth, 1)[0].ap07 == right
+        assert (
+            average_precision.average_precision(
+                detections((0, [0, 0, 10, height], 1, 0.9)), truth, 1
+            )[0].ap07
+            == right
+        )
 
 
 def test_the_right_box_on_the_wrong_image_or_of_the_wrong_class():
     truth = [objects((box(0), 1, False)), objects((box(1), 2, False))]
-    result = voc.average_precision(detections((1, box(0), 1, 0.9), (1, box(1), 1, 0.8)), truth, 3)
+    result = average_precision.average_precision(
+        detections((1, box(0), 1, 0.9), (1, box(1), 1, 0.8)), truth, 3
+    )
     assert [one.ap07 for one in result] == pytest.approx([0, 0, float("nan")], nan_ok=True)
     assert [one.detections for one in result] == [2, 0, 0]
-    assert voc.mean([one.ap07 for one in result]) == 0 and np.isnan(voc.mean([]))
+    assert average_precision.mean_over_classes([one.ap07 for one in result]) == 0 and np.isnan(
+        average_precision.mean_over_classes([])
+    )
 
 
 def test_a_detection_takes_the_object_it_overlaps_most_even_if_that_is_taken():
     """COCO's rule would give the second detection the other object, which it overlaps by more than half too."""
     truth = [objects(([0, 0, 10, 10], 1, False), ([0, 0, 10, 12], 1, False))]
     found = detections((0, [0, 0, 10, 10], 1, 0.9), (0, [0, 0, 10, 10.4], 1, 0.8))
-    assert voc.average_precision(found, truth, 1)[0].ap07 == pytest.approx(6 / 11)
+    assert average_precision.average_precision(found, truth, 1)[0].ap07 == pytest.approx(6 / 11)
 
 
 def test_no_limit_of_detections():
     truth = [objects(*((box(number), 1, False) for number in range(250)))]
     found = detections(*((0, box(number), 1, 1 - number / 1000) for number in range(250)))
-    assert voc.average_precision(found, truth, 1)[0].ap07 == 1.0
+    assert average_precision.average_precision(found, truth, 1)[0].ap07 == 1.0
 
 
-def second(found: voc.Detections, truth: list[Objects], label: int, plus: int) -> tuple[float, float]:
+def second(
+    found: average_precision.Detections, truth: list[Objects], label: int, plus: int
+) -> tuple[float, float]:
     """Written from the development kit's text alone: inclusive boxes, one detection after the other."""
-    ranked = sorted((k for k in range(len(found.scores)) if found.labels[k] == label), key=lambda k: -found.scores[k])
+    ranked = sorted(
+        (k for k in range(len(found.scores)) if found.labels[k] == label),
+        key=lambda k: -found.scores[k],
+    )
     used, total = set(), 0
     for image in truth:
-        total += sum(1 for k in range(len(image.labels)) if image.labels[k] == label and not image.difficult[k])
+        total += sum(
+            1
+            for k in range(len(image.labels))
+            if image.labels[k] == label and not image.difficult[k]
+        )
     points, hits, misses = [], 0, 0
     for k in ranked:
         image, (a, b, c, d) = int(found.images[k]), (float(v) for v in found.boxes[k])
@@ -133,7 +153,7 @@ def second(found: voc.Detections, truth: list[Objects], label: int, plus: int) -
     return eleven, area
 
 
-def random_set(draws) -> tuple[voc.Detections, list[Objects]]:
+def random_set(draws) -> tuple[average_precision.Detections, list[Objects]]:
     """Up to 8 images with up to 6 objects of 3 classes, a fifth difficult, detections near them and elsewhere."""
     truth, rows = [], []
     for image in range(draws.integers(1, 9)):
@@ -158,13 +178,18 @@ def test_equal_to_a_second_implementation_on_300_random_sets():
         found, truth = random_set(np.random.default_rng(seed))
         inclusive = found._replace(boxes=found.boxes - [0, 0, 1, 1])
         closed = [one._replace(boxes=one.boxes - torch.tensor([0, 0, 1, 1])) for one in truth]
-        for label, ours in enumerate(voc.average_precision(found, truth, 3), 1):
+        for label, ours in enumerate(average_precision.average_precision(found, truth, 3), 1):
             theirs = second(found, truth, label, plus=0)
-            assert (ours.ap07, ours.area) == pytest.approx(theirs, abs=1e-12, nan_ok=True), (seed, label)
-            assert second(inclusive, closed, label, plus=1) == pytest.approx(theirs, abs=1e-12, nan_ok=True)
+            assert (ours.ap07, ours.area) == pytest.approx(theirs, abs=1e-12, nan_ok=True), (
+                seed,
+                label,
+            )
+            assert second(inclusive, closed, label, plus=1) == pytest.approx(
+                theirs, abs=1e-12, nan_ok=True
+            )
 
 
-def large(images: int, count: int) -> tuple[voc.Detections, list[Objects]]:
+def large(images: int, count: int) -> tuple[average_precision.Detections, list[Objects]]:
     draws = np.random.default_rng(0)
 
     def boxes(n: int) -> np.ndarray:
@@ -176,8 +201,11 @@ def large(images: int, count: int) -> tuple[voc.Detections, list[Objects]]:
         labels = torch.from_numpy(draws.integers(1, 21, number))
         difficult = torch.from_numpy(draws.random(number) < 0.2)
         truth.append(Objects(torch.from_numpy(boxes(number)).float(), labels, difficult))
-    found = voc.Detections(
-        np.sort(draws.integers(0, images, count)), boxes(count), draws.integers(1, 21, count), draws.random(count)
+    found = average_precision.Detections(
+        np.sort(draws.integers(0, images, count)),
+        boxes(count),
+        draws.integers(1, 21, count),
+        draws.random(count),
     )
     return found, truth
 
@@ -185,6 +213,8 @@ def large(images: int, count: int) -> tuple[voc.Detections, list[Objects]]:
 def test_a_tenth_of_voc2007_with_30_000_detections_takes_seconds():
     found, truth = large(495, 30_000)
     start = time.perf_counter()
-    result = voc.average_precision(found, truth, 20)
-    assert time.perf_counter() - start < 6, "all of it, ten times as much, must take less than a minute"
+    result = average_precision.average_precision(found, truth, 20)
+    assert time.perf_counter() - start < 6, (
+        "all of it, ten times as much, must take less than a minute"
+    )
     assert sum(one.detections for one in result) == 30_000 and any(one.ap07 > 0 for one in result)

@@ -7,9 +7,10 @@ import pytest
 from conftest import ROOT, environment, finish, free_port, losses, run, sets, short
 from safetensors.torch import load_file
 
-from deit_tract import log, zero
-from deit_tract import recipe as recipes
-from deit_tract.errors import UserError
+from deit_tract.common.errors import UserError
+from deit_tract.engine.deepspeed import deepspeed_plugin, lanes_each, metadata, zero_stage
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.train import log
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,10 @@ def test_losses_are_those_without_deepspeed(runs, name, plain):
     """To 5e-6 over 100 steps, AdamW's clipping at 0.5 included; weights, too, and float32."""
     ours, expected = (log.read_metrics(runs / folder) for folder in (name, plain))
     assert losses(ours) == pytest.approx(losses(expected), rel=0, abs=5e-6)
-    norms = [[record["grad_norm"] for record in records if "grad_norm" in record] for records in (ours, expected)]
+    norms = [
+        [record["grad_norm"] for record in records if "grad_norm" in record]
+        for records in (ours, expected)
+    ]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     step = ours[-1]["step"]
     assert apart(runs / name, runs / plain, step) < 1e-4
@@ -77,23 +81,38 @@ def test_a_checkpoint_goes_on_at_another_stage(runs, name):
 @pytest.mark.parametrize(
     "overrides, error",
     [
-        ((), "LAMB's trust ratio needs whole tensors, which ZeRO stage 2 cuts up; use --zero_stage 0"),
-        (("optim.name=adamw", "model.tract_gram=batch"), "model.tract_gram: the batch's Gram matrix needs the whole"),
-        (("optim.name=adamw", "batch.exact=true"), "batch.exact: DeepSpeed sums gradients in its own order"),
-        (("optim.name=adam", "optim.first_layer.lr=0.1"), "optim.first_layer: DeepSpeed takes one optimizer"),
+        (
+            (),
+            "LAMB's trust ratio needs whole tensors, which ZeRO stage 2 cuts up; use --zero_stage 0",
+        ),
+        (
+            ("optim.name=adamw", "model.tract_gram=batch"),
+            "model.tract_gram: the batch's Gram matrix needs the whole",
+        ),
+        (
+            ("optim.name=adamw", "batch.exact=true"),
+            "batch.exact: DeepSpeed sums gradients in its own order",
+        ),
+        (
+            ("optim.name=adam", "optim.first_layer.lr=0.1"),
+            "optim.first_layer: DeepSpeed takes one optimizer",
+        ),
         (("optim.name=adamw", "precision.autocast=fp16"), "fp16 under DeepSpeed is not supported"),
     ],
 )
 def test_what_zero_cannot_do_exactly_is_refused(overrides, error):
     with pytest.raises(UserError, match=error):
-        zero.plugin(recipes.load("quickstart", overrides), 2)
+        deepspeed_plugin(load_recipe("quickstart", overrides), 2)
 
 
 @pytest.mark.parametrize(
     "variables, error",
     [
         ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "mine.json"}, "the recipe decides what stands in it"),
-        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offloading of optimizer is not supported"),
+        (
+            {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"},
+            "offloading of optimizer is not supported",
+        ),
         ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "4"}, "ZeRO stage 4; choose 0, 1, 2 or 3"),
     ],
 )
@@ -101,29 +120,38 @@ def test_launchers_choices_that_are_not_ours_are_refused(monkeypatch, variables,
     for name, value in (variables | {"ACCELERATE_USE_DEEPSPEED": "true"}).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=error):
-        zero.stage()
+        zero_stage()
 
 
 @pytest.mark.parametrize("version", ["0.18.2", "0.17"])
 def test_a_deepspeed_with_wrong_gradients_is_refused(monkeypatch, version):
-    monkeypatch.setattr(zero.metadata, "version", lambda name: version)
+    monkeypatch.setattr(metadata, "version", lambda name: version)
     with pytest.raises(
-        UserError, match=f"DeepSpeed {version} is too old: 0.18 has wrong gradients at stage 2; install 0.19"
+        UserError,
+        match=f"DeepSpeed {version} is too old: 0.18 has wrong gradients at stage 2; install 0.19",
     ):
-        zero.plugin(recipes.load("quickstart", ("optim.name=adamw",)), 2)
+        deepspeed_plugin(load_recipe("quickstart", ("optim.name=adamw",)), 2)
 
 
 def test_uneven_shares_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="4 lanes do not divide over 3 processes, as DeepSpeed needs; start 1, 2 or 4"):
-        zero.lanes_each(recipes.load("quickstart"))
+    with pytest.raises(
+        UserError,
+        match="4 lanes do not divide over 3 processes, as DeepSpeed needs; start 1, 2 or 4",
+    ):
+        lanes_each(load_recipe("quickstart"))
 
 
 def test_every_setting_that_deepspeed_or_accelerate_would_choose_is_written():
-    plugin = zero.plugin(recipes.load("quickstart", ("optim.name=adamw", "optim.clip_grad=null")), 1)
+    plugin = deepspeed_plugin(
+        load_recipe("quickstart", ("optim.name=adamw", "optim.clip_grad=null")), 1
+    )
     config = plugin.deepspeed_config
     assert config["gradient_clipping"] == 0.0 and config["zero_optimization"]["stage"] == 1
-    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (16, 4)
+    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (
+        16,
+        4,
+    )
     assert "auto" not in str(config)
 
 

@@ -27,7 +27,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from deit_tract import tract  # noqa: E402 (the checkout's, wherever the script is started)
+from deit_tract import tract
 
 MIB = 1 << 20
 
@@ -42,7 +42,9 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
         run()
         return time.process_time() - start
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(20_000_000)  # some 10 ms, in which the host gets ahead: else its launches would be measured
+    torch.cuda._sleep(
+        20_000_000
+    )  # some 10 ms, in which the host gets ahead: else its launches would be measured
     start.record()
     run()
     end.record()
@@ -60,9 +62,13 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         run()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
@@ -70,7 +76,9 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
     return peak
 
 
-def interleaved(runs: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    runs: dict[str, Callable[[], None]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of every run in every round. Rounds go through all runs, so that what slows one slows all."""
     for run in runs.values():
         run(), run()
@@ -104,7 +112,9 @@ def compare(samples: dict[str, list[float]], baseline: str) -> dict:
 
 def header(device: torch.device) -> dict:
     """Where and with what a run was made."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True, capture_output=True)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True, capture_output=True
+    )
     packages = ("torch", "timm", "torch_tract")
     return {
         "command": "python tools/bench.py " + " ".join(sys.argv[1:]),
@@ -152,7 +162,10 @@ TRACT_CASES = {
     "Linear 3072-384, b1024": (lambda: nn.Linear(3072, 384), (1024, 3072)),
     "Linear 3072-384, b4096": (lambda: nn.Linear(3072, 384), (4096, 3072)),
 }
-TRACT_STEPS = {"ViT-S step, b256@224": "deit3_small_patch16_224", "ViT-B step, b128@224": "deit3_base_patch16_224"}
+TRACT_STEPS = {
+    "ViT-S step, b256@224": "deit3_small_patch16_224",
+    "ViT-B step, b128@224": "deit3_base_patch16_224",
+}
 
 
 def tract_variants(layer: nn.Module) -> dict[str, nn.Module]:
@@ -162,7 +175,10 @@ def tract_variants(layer: nn.Module) -> dict[str, nn.Module]:
         import torch_tract
     except ImportError:
         return variants
-    return {**variants, "torch_tract": torch_tract.TrAct(copy.deepcopy(layer)).to(layer.weight.device)}
+    return {
+        **variants,
+        "torch_tract": torch_tract.TrAct(copy.deepcopy(layer)).to(layer.weight.device),
+    }
 
 
 def forward_backward(layer: nn.Module, x: torch.Tensor, g: torch.Tensor) -> Callable[[], None]:
@@ -174,7 +190,9 @@ def forward_backward(layer: nn.Module, x: torch.Tensor, g: torch.Tensor) -> Call
     return run
 
 
-def tract_layer(make: Callable[[], nn.Module], shape: tuple, rounds: int, device: torch.device) -> dict:
+def tract_layer(
+    make: Callable[[], nn.Module], shape: tuple, rounds: int, device: torch.device
+) -> dict:
     """Forward and backward of one layer, whose input needs no gradient."""
     layer, x = make().to(device), torch.randn(shape, device=device)
     g = torch.randn_like(layer(x))
@@ -202,7 +220,10 @@ def tract_step(model: str, batch: int, rounds: int, device: torch.device) -> dic
     """A whole training step in bfloat16: what the layer costs where it is used. torch_tract fails under autocast."""
     import timm
 
-    x, y = torch.randn(batch, 3, 224, 224, device=device), torch.randint(1000, (batch,), device=device)
+    x, y = (
+        torch.randn(batch, 3, 224, 224, device=device),
+        torch.randint(1000, (batch,), device=device),
+    )
     plain = timm.create_model(model).to(device)
     ours = copy.deepcopy(plain)
     tract.apply_to_first_layer(ours)
@@ -215,11 +236,21 @@ def tract_step(model: str, batch: int, rounds: int, device: torch.device) -> dic
 
 def tract_row(case: str, result: dict) -> list[str]:
     plain, ours, theirs = (result.get(name) for name in ("plain", "ours", "torch_tract"))
-    row = [case, f"{plain['ms'][1]:.2f}", ratio_text(ours["ratio"]), f"{ours['peak_mib'] - plain['peak_mib']:+.1f}"]
+    row = [
+        case,
+        f"{plain['ms'][1]:.2f}",
+        ratio_text(ours["ratio"]),
+        f"{ours['peak_mib'] - plain['peak_mib']:+.1f}",
+    ]
     if theirs is None:
         return [*row, "-", "-", "-"]
     extra = (theirs["ms"][1] - plain["ms"][1]) / (ours["ms"][1] - plain["ms"][1])
-    return [*row, ratio_text(theirs["ratio"]), f"{theirs['peak_mib'] - plain['peak_mib']:+.1f}", f"{extra:.1f}"]
+    return [
+        *row,
+        ratio_text(theirs["ratio"]),
+        f"{theirs['peak_mib'] - plain['peak_mib']:+.1f}",
+        f"{extra:.1f}",
+    ]
 
 
 TRACT_COLUMNS = [
@@ -240,7 +271,9 @@ def bench_tract(arguments: argparse.Namespace, device: torch.device) -> dict:
             batch = int(case.split(" b")[1].split("@")[0])
             results[case] = tract_step(model, batch, rounds_of(arguments, 11), device)
     print(markdown(TRACT_COLUMNS, [tract_row(case, result) for case, result in results.items()]))
-    print("\nRatios: median (quartiles) over rounds. MiB: peak of the tensors made during forward and backward.")
+    print(
+        "\nRatios: median (quartiles) over rounds. MiB: peak of the tensors made during forward and backward."
+    )
     return results
 
 
@@ -281,12 +314,22 @@ def rounds_of(arguments: argparse.Namespace, usual: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bench", choices=[*BENCHES, "all"])
-    parser.add_argument("--rounds", type=int, help="times every variant is measured (default: 11, whole steps 7)")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="cases whose name contains one of these")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="data, files: JPEGs (default: 200 made ones)")
-    parser.add_argument("--compile", action="store_true", help="whole steps compiled, too, as always on a GPU")
+    parser.add_argument(
+        "--rounds", type=int, help="times every variant is measured (default: 11, whole steps 7)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="cases whose name contains one of these"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="data, files: JPEGs (default: 200 made ones)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="whole steps compiled, too, as always on a GPU"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     arguments = parser.parse_args()
     if arguments.rounds is not None and arguments.rounds < 2:

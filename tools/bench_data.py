@@ -27,11 +27,15 @@ from torch.utils.data import Dataset, default_collate
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from deit_tract import recipe as recipes
-from deit_tract.data import augment, decode, fast, feed
-from deit_tract.data.readers import Images
-from deit_tract.data.stream import Stream, View, Views, seed_generators
-from deit_tract.schema import Recipe
+from deit_tract.common.seeds import seed_generators
+from deit_tract.data import feed
+from deit_tract.data.loader import Views
+from deit_tract.data.sets import decode
+from deit_tract.data.sets.readers import Images
+from deit_tract.data.stream import Stream, View
+from deit_tract.data.transforms import augment, fast
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.settings.recipe import Recipe
 from tools.bench import compare, interleaved, markdown, ratio_text, rounds_of, version
 
 COUNT, LANES = 200, 8
@@ -70,14 +74,18 @@ def generate(folder: Path) -> list[Path]:
     files = []
     for number in range(COUNT):
         generator = np.random.default_rng(number)
-        width, height = (int(side) for side in generator.permutation([500, generator.integers(333, 400)]))
+        width, height = (
+            int(side) for side in generator.permutation([500, generator.integers(333, 400)])
+        )
         total = np.zeros((height, width, 3))
         for octave in (4, 16, 64, 256):
             noise = generator.integers(0, 256, (octave, octave, 3), dtype=np.uint8)
             image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
             total += np.asarray(image, float) / octave**0.2
         image = Image.fromarray((total / total.max() * 255).astype(np.uint8))
-        shapes = Image.fromarray(generator.integers(0, 2, (6, 8), dtype=np.uint8) * 255).resize((width, height), 0)
+        shapes = Image.fromarray(generator.integers(0, 2, (6, 8), dtype=np.uint8) * 255).resize(
+            (width, height), 0
+        )
         image.paste(image.filter(ImageFilter.GaussianBlur(4)), mask=shapes)
         files.append(folder / f"{number:03}.jpg")
         image.save(files[-1], quality=95, subsampling=0 if number % 4 else 2)
@@ -92,13 +100,21 @@ def deit_transform(recipe: Recipe) -> Callable:
 
     Like those, of torchvision's first transforms and timm's crop.
     """
-    steps = [RandomResizedCropAndInterpolation(recipe.data.image_size, (0.08, 1.0), interpolation="bicubic")]
-    return transforms.Compose([*steps, transforms.RandomHorizontalFlip(), *colours(recipe, transforms)])
+    steps = [
+        RandomResizedCropAndInterpolation(
+            recipe.data.image_size, (0.08, 1.0), interpolation="bicubic"
+        )
+    ]
+    return transforms.Compose(
+        [*steps, transforms.RandomHorizontalFlip(), *colours(recipe, transforms)]
+    )
 
 
 def drawn_as_ours(recipe: Recipe) -> Callable:
     """DeiT's transform of torchvision's second ones, which draw what ours draw."""
-    crop = v2.RandomResizedCrop(recipe.data.image_size, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    crop = v2.RandomResizedCrop(
+        recipe.data.image_size, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC
+    )
     return v2.Compose([crop, v2.RandomHorizontalFlip(), *colours(recipe, v2)])
 
 
@@ -107,7 +123,11 @@ def colours(recipe: Recipe, version) -> list[Callable]:
     if recipe.augment.rand_augment:
         steps = [augment.rand_augment(recipe.augment.rand_augment, recipe.data)]
     else:
-        kinds = [version.RandomGrayscale(1.0), version.RandomSolarize(128, 1.0), augment.GaussianBlur(0.1, 2.0)]
+        kinds = [
+            version.RandomGrayscale(1.0),
+            version.RandomSolarize(128, 1.0),
+            augment.GaussianBlur(0.1, 2.0),
+        ]
         steps = [version.RandomChoice(kinds), version.ColorJitter(0.3, 0.3, 0.3)]
     return [*steps, transforms.ToTensor(), version.Normalize(MEAN, STD)]
 
@@ -119,7 +139,9 @@ def timm_transform(recipe: Recipe) -> Callable:
         interpolation="bicubic",
     )  # fmt: skip
     if policy:  # the same, but for posterize, which on Pillow 13 stops at 0 bits
-        [place] = [i for i, step in enumerate(transform.transforms) if isinstance(step, RandAugment)]
+        [place] = [
+            i for i, step in enumerate(transform.transforms) if isinstance(step, RandAugment)
+        ]
         transform.transforms[place] = augment.rand_augment(policy, recipe.data)
     return transform
 
@@ -130,7 +152,9 @@ def opened(path: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def simple(files: list[str], transform: Callable, collate: Callable, seeded: bool = False) -> Callable:
+def simple(
+    files: list[str], transform: Callable, collate: Callable, seeded: bool = False
+) -> Callable:
     """A loader that reads and transforms an image for every view of it."""
 
     def sample(view: View) -> tuple:
@@ -179,7 +203,9 @@ def difference(recipe: Recipe, files: list[Path]) -> dict[str, float]:
     """Of one step from D's, drawn alike: values that differ in exact; in fast their share, in percent."""
     images = Files(files)
     stream = Stream(len(files), LANES, len(files) // LANES, recipe.augment.repeats)
-    expected = simple(images.files, drawn_as_ours(recipe), default_collate, seeded=True)(keys(stream, 0))
+    expected = simple(images.files, drawn_as_ours(recipe), default_collate, seeded=True)(
+        keys(stream, 0)
+    )
     found = {}
     for name, data, transform in (
         ("exact", images, augment.TrainTransform(recipe)),
@@ -188,10 +214,15 @@ def difference(recipe: Recipe, files: list[Path]) -> dict[str, float]:
         lanes = feed.lane_batches(Views(data, transform), stream, range(1), range(LANES), 0, CPU)
         pairs = [(ours[0] != theirs[0]) for ours, theirs in zip(lanes, expected, strict=True)]
         found[name] = torch.cat(pairs).float()
-    return {"exact_values": int(found["exact"].sum()), "fast_percent": 100 * found["fast"].mean().item()}
+    return {
+        "exact_values": int(found["exact"].sum()),
+        "fast_percent": 100 * found["fast"].mean().item(),
+    }
 
 
-def on_device(recipe: Recipe, files: list[Path], rounds: int, device: torch.device, batch: int = 256) -> dict:
+def on_device(
+    recipe: Recipe, files: list[Path], rounds: int, device: torch.device, batch: int = 256
+) -> dict:
     """What `fast` leaves to a GPU: a batch's way there, its colours and normalisation, in ms."""
     views = Views(decode.Decoded(Files(files)), transform := fast.FastTransform(recipe, defer=True))
     stream = Stream(len(files), 1, len(files), recipe.augment.repeats)
@@ -212,7 +243,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
         files = choose(arguments.images) if arguments.images else generate(Path(folder))
         results = _run(arguments, files)
         if device.type == "cuda":
-            found = on_device(recipes.load("vit_s_800ep"), files, rounds_of(arguments, 11), device)
+            found = on_device(load_recipe("vit_s_800ep"), files, rounds_of(arguments, 11), device)
             results["on the device"] = found
             low, middle, high = found["ms"]
             print(f"fast, 256 images on the device: {middle:.2f} ms ({low:.2f}-{high:.2f})")
@@ -222,17 +253,25 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
 def _run(arguments: argparse.Namespace, files: list[Path]) -> dict:
     pixels = np.mean([np.prod(Image.open(file).size) for file in files])
     size = np.mean([file.stat().st_size for file in files])
-    results: dict = {"images": {"count": len(files), "kilopixels": pixels / 1e3, "kilobytes": size / 1e3}}
-    results["versions"] = {name: version(name) for name in ("pillow", "torchvision", "timm", "simplejpeg")}
-    print(f"{len(files)} images, mean {pixels / 1e3:.0f} kpx and {size / 1e3:.0f} kB; {results['versions']}\n")
+    results: dict = {
+        "images": {"count": len(files), "kilopixels": pixels / 1e3, "kilobytes": size / 1e3}
+    }
+    results["versions"] = {
+        name: version(name) for name in ("pillow", "torchvision", "timm", "simplejpeg")
+    }
+    print(
+        f"{len(files)} images, mean {pixels / 1e3:.0f} kpx and {size / 1e3:.0f} kB; {results['versions']}\n"
+    )
     rows = []
     for case, (name, overrides) in CASES.items():
         if arguments.only and not any(word in case for word in arguments.only):
             continue
-        recipe = recipes.load(name, overrides)
+        recipe = load_recipe(name, overrides)
         samples = interleaved(variants(recipe, files), rounds_of(arguments, 11), CPU)
         views = len(files) // LANES * LANES
-        result = compare({run: [value / views for value in values] for run, values in samples.items()}, "D")
+        result = compare(
+            {run: [value / views for value in values] for run, values in samples.items()}, "D"
+        )
         results[case] = {"ms per image": result, "differs from D": difference(recipe, files)}
         rows += [row(case, run, figures) for run, figures in result.items()]
         print(f"{case}: values unlike D's with the same draws: {results[case]['differs from D']}")
@@ -242,4 +281,10 @@ def _run(arguments: argparse.Namespace, files: list[Path]) -> dict:
 
 
 def row(case: str, name: str, figures: dict) -> list[str]:
-    return [case, name, f"{figures['ms'][1]:.3f}", ratio_text(figures["ratio"]), f"{1 / figures['ratio'][1]:.2f}"]
+    return [
+        case,
+        name,
+        f"{figures['ms'][1]:.3f}",
+        ratio_text(figures["ratio"]),
+        f"{1 / figures['ratio'][1]:.2f}",
+    ]

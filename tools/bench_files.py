@@ -19,10 +19,12 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from deit_tract import recipe as recipes
-from deit_tract.data import fast, feed
-from deit_tract.data.stream import Stream, View, Views
-from deit_tract.schema import Recipe
+from deit_tract.data import feed
+from deit_tract.data.loader import Views
+from deit_tract.data.stream import Stream, View
+from deit_tract.data.transforms import fast
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.settings.recipe import Recipe
 from tools import bench_step
 from tools.bench import markdown, ratio_text, rounds_of, spread
 from tools.bench_data import Files, choose, deit_transform, generate, opened
@@ -44,10 +46,14 @@ class ByDeit(Dataset):
         self.images, self.transform = images, transform
 
     def __getitem__(self, view: View) -> tuple[torch.Tensor, int]:
-        return self.transform(opened(self.images.files[view.index])), int(self.images.labels[view.index])
+        return self.transform(opened(self.images.files[view.index])), int(
+            self.images.labels[view.index]
+        )
 
 
-def batches(recipe: Recipe, images: Files, workers: int, device: torch.device) -> dict[str, Callable[[], Iterator]]:
+def batches(
+    recipe: Recipe, images: Files, workers: int, device: torch.device
+) -> dict[str, Callable[[], Iterator]]:
     """For each variant, a function that starts its loader and gives batches on the device without end."""
     stream = Stream(len(images), 1, recipe.batch.size, recipe.augment.repeats)
 
@@ -67,7 +73,9 @@ def batches(recipe: Recipe, images: Files, workers: int, device: torch.device) -
     return {"ours": ours, "ours, ready images": ready, "D": by_deit}
 
 
-def seconds(start: Callable[[], Iterator], step: Callable, first: int, count: int, device: torch.device) -> float:
+def seconds(
+    start: Callable[[], Iterator], step: Callable, first: int, count: int, device: torch.device
+) -> float:
     """For `count` steps. The `first` ones before them wait for workers and use up what these have made meanwhile."""
     taken = start()
     for steps in (first, count):
@@ -79,14 +87,20 @@ def seconds(start: Callable[[], Iterator], step: Callable, first: int, count: in
     return time.perf_counter() - began
 
 
-def measure(case: str, files: list[Path], rounds: int, workers: int, device: torch.device) -> tuple[dict, list]:
+def measure(
+    case: str, files: list[Path], rounds: int, workers: int, device: torch.device
+) -> tuple[dict, list]:
     name, batch, first, count = CASES[device.type][case]
     shape = [f"batch.size={batch}", "batch.lanes=1", "precision.autocast=bf16"]
-    recipe = recipes.load(name, ["data.name=synthetic", *shape])
+    recipe = load_recipe(name, ["data.name=synthetic", *shape])
     images = Files(files * -(-2 * batch // len(files)))  # an epoch has two steps or more
     with tempfile.TemporaryDirectory() as folder:
         mine = bench_step.ours(recipe, Path(folder))
-        steps = {"ours": mine, "ours, ready images": mine, "D": bench_step.theirs(recipe, device, True, False)}
+        steps = {
+            "ours": mine,
+            "ours, ready images": mine,
+            "D": bench_step.theirs(recipe, device, True, False),
+        }
         starts = batches(recipe, images, workers, device)
         samples: dict[str, list[float]] = {label: [] for label in steps}
         for _ in range(rounds):

@@ -14,8 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deit_tract import optim
-from deit_tract import recipe as recipes
+from deit_tract.optim.build import build_optimizer
+from deit_tract.recipe.resolve import load_recipe
 from tools.bench import compare, interleaved, markdown, ratio_text, rounds_of
 
 CASES = {"ViT-S": "deit3_small_patch16_224", "ViT-B": "deit3_base_patch16_224"}
@@ -33,13 +33,13 @@ def variants(recipe) -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
         def make(model: nn.Module):
             settings = recipe.optim
             groups = [{key: group[key] for key in ("params", "weight_decay")}
-                      for group in optim.build(settings, model).param_groups]  # fmt: skip
+                      for group in build_optimizer(settings, model).param_groups]  # fmt: skip
             return TimmLamb(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps,
                             max_grad_norm=settings.clip_grad, **mode(foreach))  # fmt: skip
 
         return make
 
-    made = {"ours": lambda model: optim.build(recipe.optim, model), "timm, loop": timms(False)}
+    made = {"ours": lambda model: build_optimizer(recipe.optim, model), "timm, loop": timms(False)}
     return made | ({"timm, foreach": timms(True)} if mode(True) else {})
 
 
@@ -55,7 +55,9 @@ def with_gradients(model: nn.Module) -> nn.Module:
     return model
 
 
-def ten_steps(make: Callable, model: nn.Module, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def ten_steps(
+    make: Callable, model: nn.Module, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
     """The parameters after ten steps with the same gradients, whose sign turns."""
     model = with_gradients(copy.deepcopy(model)).to(dtype)
     optimizer, gradients = make(model), [p.grad.clone() for p in model.parameters()]
@@ -69,7 +71,10 @@ def ten_steps(make: Callable, model: nn.Module, dtype: torch.dtype = torch.float
 def apart(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     """The largest relative distance of a tensor."""
     pairs = zip(ours, theirs, strict=True)
-    return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item() for a, b in pairs)
+    return max(
+        ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12)).item()
+        for a, b in pairs
+    )
 
 
 # ---- launches --------------------------------------------------------------------------------------------------------
@@ -92,7 +97,11 @@ class Launches(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         if function.namespace == "aten" and not function.is_view:
             self.operations += 1
-            lists = [a for a in args if isinstance(a, list | tuple) and len(a) and isinstance(a[0], torch.Tensor)]
+            lists = [
+                a
+                for a in args
+                if isinstance(a, list | tuple) and len(a) and isinstance(a[0], torch.Tensor)
+            ]
             self.launches += self._of(function.overloadpacket.__name__, lists, out)
         return out
 
@@ -100,7 +109,9 @@ class Launches(TorchDispatchMode):
         if not (name.startswith("_foreach") or name.startswith("_fused")):
             return 1
         lists = lists[:4] if name.startswith("_fused") else lists  # the step counts go along
-        if any(t.shape != u.shape for other in lists[1:] for t, u in zip(lists[0], other, strict=True)):
+        if any(
+            t.shape != u.shape for other in lists[1:] for t, u in zip(lists[0], other, strict=True)
+        ):
             return len(lists[0])
         if name == "_foreach_norm":
             return 1 + self._cut(lists[0], 1)  # the last one adds up
@@ -121,7 +132,9 @@ class Launches(TorchDispatchMode):
 
 def counted(make: Callable, name: str) -> Launches:
     """A step on tensors without numbers that pose as a GPU's."""
-    properties = mock.patch("torch.cuda.get_device_properties", lambda *_: SimpleNamespace(L2_cache_size=L2))
+    properties = mock.patch(
+        "torch.cuda.get_device_properties", lambda *_: SimpleNamespace(L2_cache_size=L2)
+    )
     with torch.device("meta"):
         model = timm.create_model(name)
     with FakeTensorMode(), properties:
@@ -141,15 +154,20 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
 
     In float64 steps are timm's loop: what LAMB is, up to float32's rounding.
     """
-    made = variants(recipes.load("vit_s_800ep"))
+    made = variants(load_recipe("vit_s_800ep"))
     results, rows = {}, []
     for case, name in CASES.items():
         if arguments.only and not any(word in case for word in arguments.only):
             continue
         model = timm.create_model(name).to(device)
-        steps = {label: make(with_gradients(copy.deepcopy(model))).step for label, make in made.items()}
+        steps = {
+            label: make(with_gradients(copy.deepcopy(model))).step for label, make in made.items()
+        }
         result = compare(interleaved(steps, rounds_of(arguments, 11), device), "ours")
-        ours, exact = ten_steps(made["ours"], model), ten_steps(made["timm, loop"], model, torch.float64)
+        ours, exact = (
+            ten_steps(made["ours"], model),
+            ten_steps(made["timm, loop"], model, torch.float64),
+        )
         for label, make in made.items():
             count, after = counted(make, name), ten_steps(make, model)
             result[label] |= {
@@ -164,5 +182,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
                          f"{figures['apart_float64']:.0e}"])  # fmt: skip
         results[case] = result
     print(markdown(COLUMNS, rows))
-    print("\nRatios: median (quartiles) over rounds. Apart: parameters after ten steps, largest relative distance.")
+    print(
+        "\nRatios: median (quartiles) over rounds. Apart: parameters after ten steps, largest relative distance."
+    )
     return results

@@ -16,12 +16,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.layers import DropPath
+from timm.layers import DropPath as TimmDropPath
 from timm.optim import Lamb, param_groups_weight_decay
 from torch import nn
 
-from deit_tract import cost, engine, models
-from deit_tract import recipe as recipes
+from deit_tract.engine.launch import launch, prepare
+from deit_tract.models.build import build_model
+from deit_tract.models.drop_path import DropPath, draw_drop_path
+from deit_tract.plan import cost
+from deit_tract.recipe.resolve import load_recipe
 from deit_tract.tasks.classify import Classify
 from tools.bench import compare, interleaved, markdown, peak_bytes, ratio_text, rounds_of, version
 from tools.bench_optimizer import mode as lamb_mode
@@ -34,7 +37,10 @@ STEPS = {  # recipe, pixels, images
         "ViT-B@192, b256": ("vit_b_800ep_tract", 192, 256),
     },
 }
-LANES = {"cpu": ("ViT-S@224, 4 lanes of 2", 2), "cuda": ("ViT-S@224, 4 lanes of 64", 64)}  # images a lane
+LANES = {
+    "cpu": ("ViT-S@224, 4 lanes of 2", 2),
+    "cuda": ("ViT-S@224, 4 lanes of 64", 64),
+}  # images a lane
 SUBSET = "3 ViT-B blocks@192, drop path 0.2"
 COLUMNS = ["case", "variant", "ms", "time / first", "images/s", "MFU"]
 
@@ -51,27 +57,37 @@ class InFloat32(nn.Module):
             return self.layer(x.float())
 
 
-def theirs(recipe, device: torch.device, like_deit: bool, upstream: bool, compiled: bool = False) -> Callable:
+def theirs(
+    recipe, device: torch.device, like_deit: bool, upstream: bool, compiled: bool = False
+) -> Callable:
     """A step of D or T, as a function of images and labels."""
     settings = recipe.optim
-    net = timm.create_model(recipe.model.name, img_size=recipe.data.image_size, **recipe.model.args).train()
+    net = timm.create_model(
+        recipe.model.name, img_size=recipe.data.image_size, **recipe.model.args
+    ).train()
     for layer in net.modules():
         if hasattr(layer, "fused_attn"):
             layer.fused_attn = not like_deit
         for name in ("drop_path1", "drop_path2"):
             if hasattr(layer, name):
-                setattr(layer, name, DropPath(recipe.model.drop_path))
+                setattr(layer, name, TimmDropPath(recipe.model.drop_path))
     if upstream:
         import torch_tract
 
-        net.patch_embed.proj = InFloat32(torch_tract.TrAct(net.patch_embed.proj, l=recipe.model.tract))
+        net.patch_embed.proj = InFloat32(
+            torch_tract.TrAct(net.patch_embed.proj, l=recipe.model.tract)
+        )
     net = net.to(device)
-    groups = param_groups_weight_decay(net, settings.weight_decay, no_weight_decay_list=net.no_weight_decay())
+    groups = param_groups_weight_decay(
+        net, settings.weight_decay, no_weight_decay_list=net.no_weight_decay()
+    )
     optimizer = Lamb(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps,
                      max_grad_norm=settings.clip_grad, **lamb_mode(False if like_deit else None))  # fmt: skip
     if compiled:
         net.compile()
-    mixup = Mixup(recipe.mix.mixup, recipe.mix.cutmix, label_smoothing=0.0, num_classes=recipe.data.classes)
+    mixup = Mixup(
+        recipe.mix.mixup, recipe.mix.cutmix, label_smoothing=0.0, num_classes=recipe.data.classes
+    )
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         images, targets = mixup(images.clone(), labels)  # it mixes in place
@@ -91,7 +107,7 @@ def theirs(recipe, device: torch.device, like_deit: bool, upstream: bool, compil
 def ours(recipe, folder: Path, several: int = 1, ahead: bool = True) -> Callable:
     """What the training loop calls for the lanes of a step, `several` of them in a forward pass."""
     task, lanes = Classify(recipe), recipe.batch.lanes
-    mine = engine.prepare(engine.launch(recipe, folder), recipe, task.bare)
+    mine = prepare(launch(recipe, folder), recipe, task.bare)
     task.bare.train()
     for layer in task.tract_layers:
         layer.ahead = ahead
@@ -116,25 +132,41 @@ def product(device: torch.device) -> tuple[Callable, float]:
     return lambda: torch.mm(a, b), 2.0 * size**3
 
 
-def whole_step(case: str, rounds: int, device: torch.device, compiled: bool) -> tuple[dict, list[list[str]]]:
+def whole_step(
+    case: str, rounds: int, device: torch.device, compiled: bool
+) -> tuple[dict, list[list[str]]]:
     torch.compiler.reset()  # else shapes of the case before would make those of this one dynamic
     name, pixels, batch = STEPS[device.type][case]
-    shape = [f"data.image_size={pixels}", f"batch.size={batch}", "batch.lanes=1", "augment.repeats=1"]
-    recipe = recipes.load(name, ["data.name=synthetic", "precision.autocast=bf16", *shape])
-    plain = recipes.load(name, ["data.name=synthetic", "precision.autocast=bf16", "model.tract=null", *shape])
-    quick = recipes.load(name, ["data.name=synthetic", "precision.autocast=bf16", "precision.compile=true", *shape])
+    shape = [
+        f"data.image_size={pixels}",
+        f"batch.size={batch}",
+        "batch.lanes=1",
+        "augment.repeats=1",
+    ]
+    recipe = load_recipe(name, ["data.name=synthetic", "precision.autocast=bf16", *shape])
+    plain = load_recipe(
+        name, ["data.name=synthetic", "precision.autocast=bf16", "model.tract=null", *shape]
+    )
+    quick = load_recipe(
+        name, ["data.name=synthetic", "precision.autocast=bf16", "precision.compile=true", *shape]
+    )
     images = torch.randn(batch, 3, pixels, pixels, device=device)
     labels = torch.randint(1000, (batch,), device=device)
     with tempfile.TemporaryDirectory() as folder:
         steps = {"ours": ours(recipe, Path(folder)), "ours, no TrAct": ours(plain, Path(folder))}
         if version("torch_tract"):
-            steps |= {"D + U": theirs(recipe, device, True, True), "T + U": theirs(recipe, device, False, True)}
+            steps |= {
+                "D + U": theirs(recipe, device, True, True),
+                "T + U": theirs(recipe, device, False, True),
+            }
         else:
             print("torch_tract is not installed (requirements-dev.txt): no D + U and no T + U")
         steps["T, no TrAct"] = theirs(recipe, device, False, False)
         if device.type == "cuda":
             steps["D, no TrAct"] = theirs(recipe, device, True, False)
-            steps["ours, Gram matrix in the backward pass"] = ours(recipe, Path(folder), ahead=False)
+            steps["ours, Gram matrix in the backward pass"] = ours(
+                recipe, Path(folder), ahead=False
+            )
         if compiled:
             steps["ours, compiled"] = ours(quick, Path(folder))
             steps["Tc, no TrAct"] = theirs(recipe, device, False, False, compiled=True)
@@ -143,7 +175,7 @@ def whole_step(case: str, rounds: int, device: torch.device, compiled: bool) -> 
         samples = interleaved({**runs, "matrix product": multiply}, rounds, device)
         result = compare(samples, "ours")
         peak = flops / (result["matrix product"]["ms"][1] / 1e3)
-        training = cost.measure(recipe, models.build(recipe)).training
+        training = cost.measure(recipe, build_model(recipe)).training
         rows = []
         for label in runs:
             rate = 1e3 * batch / result[label]["ms"][1]
@@ -154,7 +186,14 @@ def whole_step(case: str, rounds: int, device: torch.device, compiled: bool) -> 
                          f"{rate:,.3g}", f"{result[label]['mfu']:.0%}"])  # fmt: skip
     result["matrix product"]["tflops"] = peak / 1e12
     rows.append(
-        [case, "matrix product", f"{result['matrix product']['ms'][1]:,.1f}", "", f"{peak / 1e12:.3g} TFLOP/s", ""]
+        [
+            case,
+            "matrix product",
+            f"{result['matrix product']['ms'][1]:,.1f}",
+            "",
+            f"{peak / 1e12:.3g} TFLOP/s",
+            "",
+        ]
     )
     return result, rows
 
@@ -163,11 +202,16 @@ def shared_lanes(rounds: int, device: torch.device) -> tuple[dict, list[list[str
     """A step of four lanes, in one forward pass and one after the other."""
     case, size = LANES[device.type]
     shape = [f"batch.size={4 * size}", "batch.lanes=4", "augment.repeats=1"]
-    recipe = recipes.load("vit_s_800ep_tract", ["data.name=synthetic", "precision.autocast=bf16", *shape])
+    recipe = load_recipe(
+        "vit_s_800ep_tract", ["data.name=synthetic", "precision.autocast=bf16", *shape]
+    )
     images = torch.randn(4 * size, 3, 224, 224, device=device)
     labels = torch.randint(1000, (4 * size,), device=device)
     with tempfile.TemporaryDirectory() as folder:
-        steps = {"in one forward": ours(recipe, Path(folder), 4), "one by one": ours(recipe, Path(folder))}
+        steps = {
+            "in one forward": ours(recipe, Path(folder), 4),
+            "one by one": ours(recipe, Path(folder)),
+        }
         runs = {label: (lambda step=step: step(images, labels)) for label, step in steps.items()}
         result = compare(interleaved(runs, rounds, device), "in one forward")
     rows = [[case, label, f"{result[label]['ms'][1]:,.0f}", ratio_text(result[label]["ratio"]),
@@ -179,15 +223,16 @@ def subset(rounds: int, device: torch.device) -> tuple[dict, list[list[str]]]:
     """Forward and backward pass of blocks alone, every drop drawn anew."""
     batch, runs = (10 if device.type == "cpu" else 256), {}
     for mode in ("subset", "mask"):
-        recipe = recipes.load(
-            "vit_b_800ep", ["model.args.depth=3", "model.drop_path=0.2", f"model.drop_path_mode={mode}"]
+        recipe = load_recipe(
+            "vit_b_800ep",
+            ["model.args.depth=3", "model.drop_path=0.2", f"model.drop_path_mode={mode}"],
         )
-        net = models.build(recipe).to(device).train()
-        layers = [layer for layer in net.modules() if isinstance(layer, models.DropPath)]
+        net = build_model(recipe).to(device).train()
+        layers = [layer for layer in net.modules() if isinstance(layer, DropPath)]
         x = torch.randn(batch, 145, 768, device=device, requires_grad=True)
 
         def step(net=net, layers=layers, x=x):
-            models.draw_drop_path(layers, batch, 0, device)
+            draw_drop_path(layers, batch, 0, device)
             with torch.autocast(device.type, torch.bfloat16):
                 net.blocks(x).sum().backward()
 
@@ -204,7 +249,9 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
     results, rows, rounds = {}, [], rounds_of(arguments, 7)
     for case in STEPS[device.type]:
         if wanted(case):
-            results[case], more = whole_step(case, rounds, device, arguments.compile or device.type == "cuda")
+            results[case], more = whole_step(
+                case, rounds, device, arguments.compile or device.type == "cuda"
+            )
             rows += more
     if wanted(LANES[device.type][0]):
         results[LANES[device.type][0]], more = shared_lanes(rounds, device)
@@ -213,5 +260,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
         results[SUBSET], more = subset(rounds, device)
         rows += more
     print(markdown(COLUMNS, rows))
-    print("\nRatios: median (quartiles) over rounds. MFU: of the matrix product in this run, without TrAct's own work.")
+    print(
+        "\nRatios: median (quartiles) over rounds. MFU: of the matrix product in this run, without TrAct's own work."
+    )
     return results

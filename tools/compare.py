@@ -14,13 +14,14 @@ from statistics import fmean
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from deit_tract import published  # noqa: E402
-from deit_tract.cli import Parser, script  # noqa: E402
-from deit_tract.errors import UserError  # noqa: E402
-from deit_tract.runs import (  # noqa: E402
+from deit_tract.cli import Parser, script
+from deit_tract.common.errors import UserError
+from deit_tract.recipe import published
+from deit_tract.recipe.settings.recipe import Recipe
+from deit_tract.results.runs import (
     Group,
     Points,
-    Run,
+    RunRecord,
     at,
     differing,
     epochs_saved,
@@ -29,18 +30,24 @@ from deit_tract.runs import (  # noqa: E402
     grouped,
     mean_curve,
     reached,
-    read,
+    read_runs,
     spread,
 )
-from deit_tract.schema import Recipe  # noqa: E402
 
 COLUMNS = ("run", "recipe", "tract", "seed", "steps", "SCORE", "best", "loss", "minutes", "exit")
 GROUP_COLUMNS = ("group", "tract", "seeds", "n", "SCORE", "sd", "expected", "difference")
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # the colour-blind tell them apart too
+COLORS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # the colour-blind tell them apart too
 DASHES = ("--", ":", "-.")
 
 
-def row(run: Run) -> dict[str, str]:
+def row(run: RunRecord) -> dict[str, str]:
     """What a run is and what it reached."""
     losses, ended = run.curve("loss"), run.summary
     return {
@@ -66,8 +73,15 @@ def table(rows: list[dict[str, str]], columns=COLUMNS) -> str:
     score = "map07" if "map07" in rows[0] else "top1"
     columns = [score if name == "SCORE" else name for name in columns]
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-    lines = [{name: name for name in columns}, {name: "-" * widths[name] for name in columns}, *rows]
-    return "\n".join("| " + " | ".join(line[name].ljust(widths[name]) for name in columns) + " |" for line in lines)
+    lines = [
+        {name: name for name in columns},
+        {name: "-" * widths[name] for name in columns},
+        *rows,
+    ]
+    return "\n".join(
+        "| " + " | ".join(line[name].ljust(widths[name]) for name in columns) + " |"
+        for line in lines
+    )
 
 
 def group_row(group: Group) -> dict[str, str]:
@@ -87,13 +101,22 @@ def group_row(group: Group) -> dict[str, str]:
 
 def groups_text(groups: list[Group]) -> str:
     """The groups' table and the runs that it does not count; empty where it would say nothing new."""
-    if not any(group.finals and (len(group.runs) > 1 or group.recipe.expected is not None) for group in groups):
+    if not any(
+        group.finals and (len(group.runs) > 1 or group.recipe.expected is not None)
+        for group in groups
+    ):
         return ""
-    lines = [f"Final {groups[0].title} (%) of finished runs, mean and standard deviation over seeds:"]
+    lines = [
+        f"Final {groups[0].title} (%) of finished runs, mean and standard deviation over seeds:"
+    ]
     lines += ["", table([group_row(group) for group in groups], GROUP_COLUMNS)]
     for group in groups:
         for run in (run for run in group.runs if run not in group.by_seed.values()):
-            why = f"its seed {run.recipe.seed} is there already" if run.finished else "it has not finished"
+            why = (
+                f"its seed {run.recipe.seed} is there already"
+                if run.finished
+                else "it has not finished"
+            )
             lines.append(f"not counted: {run.name}, {why}")
     return "\n".join(lines)
 
@@ -101,7 +124,9 @@ def groups_text(groups: list[Group]) -> str:
 def pairs(groups: list[Group]) -> list[tuple[Group, Group]]:
     """The groups that differ in model.tract alone, two by two, the one without TrAct first."""
     alone = [
-        pair for pair in combinations(groups, 2) if differing(*(group.recipe for group in pair)) == {"model.tract"}
+        pair
+        for pair in combinations(groups, 2)
+        if differing(*(group.recipe for group in pair)) == {"model.tract"}
     ]
     return [(one, other) if other.recipe.model.tract else (other, one) for one, other in alone]
 
@@ -121,9 +146,22 @@ def gain_text(base: Group, other: Group) -> str:
         f"{title}, final {base.title} in points:",
         f"- paired difference {over.mean:+z.2f} ({spread_text}): {each}",
     ]
-    saved = ", ".join(f"{'never' if value is None else f'{value:.1f}'}" for value in epochs_saved(base, other).values())
-    lines += ["- " + saved_text(base, other, list(by_seed)), f"- epochs saved, seed by seed: {saved}"]
-    return "\n".join([*lines, "- the difference at each evaluation, paired by seed:", "", gain_table(base, other)])
+    saved = ", ".join(
+        f"{'never' if value is None else f'{value:.1f}'}"
+        for value in epochs_saved(base, other).values()
+    )
+    lines += [
+        "- " + saved_text(base, other, list(by_seed)),
+        f"- epochs saved, seed by seed: {saved}",
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "- the difference at each evaluation, paired by seed:",
+            "",
+            gain_table(base, other),
+        ]
+    )
 
 
 def gain_table(base: Group, other: Group, most: int = 12) -> str:
@@ -145,7 +183,10 @@ def gain_table(base: Group, other: Group, most: int = 12) -> str:
 
 def saved_text(base: Group, other: Group, seeds: list[int]) -> str:
     """The epochs that the better of two groups saves to reach the other's final score, on mean curves over seeds."""
-    curves = {group.name: mean_curve([group.by_seed[seed].score for seed in seeds]) for group in (base, other)}
+    curves = {
+        group.name: mean_curve([group.by_seed[seed].score for seed in seeds])
+        for group in (base, other)
+    }
     (slow, behind), (fast, ahead) = sorted(curves.items(), key=lambda item: item[1][-1][1])
     final, target = behind[-1]
     epoch = reached(ahead, target)
@@ -168,19 +209,29 @@ def cell(group: Group, label: float, top1: float, tolerance: float) -> str:
         return "-"
     value = fmean(value for value, _ in found)
     fewer = f"n={len(found)}" if len(found) < len(group.runs) else ""
-    return " ".join(filter(None, (f"{value:.2f}", f"{value - top1:+z.2f}", *sorted({how for _, how in found}), fewer)))
+    return " ".join(
+        filter(
+            None,
+            (f"{value:.2f}", f"{value - top1:+z.2f}", *sorted({how for _, how in found}), fewer),
+        )
+    )
 
 
 def published_text(entry: published.Published, groups: list[Group]) -> str:
     """What is published under a key, and the groups beside its curve at equal epochs."""
     lines = [f"Published as {entry.key}: {entry.about}"]
     for result in entry.results:
-        numbers = ", ".join(f"{key} {value}" for key, value in result.items() if key not in ("what", "source"))
+        numbers = ", ".join(
+            f"{key} {value}" for key, value in result.items() if key not in ("what", "source")
+        )
         lines.append(f"- {result['what']}: {numbers} ({result['source']})")
     if not entry.epochs:
         return "\n".join([*lines, "- no curve"])
     top1 = dict(zip(entry.epochs, entry.top1, strict=True))
-    last = max((epoch for group in groups for run in group.runs for epoch, _ in run.score), default=float("-inf"))
+    last = max(
+        (epoch for group in groups for run in group.runs for epoch, _ in run.score),
+        default=float("-inf"),
+    )
     rows = [
         {"epoch": f"{label:g}", "published": f"{top1[label]:.2f}"}
         | {group.name: cell(group, label, top1[label], entry.tolerance) for group in groups}
@@ -191,7 +242,9 @@ def published_text(entry: published.Published, groups: list[Group]) -> str:
         return "\n".join([*lines, "- no run has an evaluation yet"])
     how = f"~: interpolated between evaluations; @N: that of epoch N, labels may be {entry.tolerance:g} off"
     lines.append(f"- top-1 (%) and its difference to the published; {how}")
-    return "\n".join([*lines, "", table(rows, ("epoch", "published", *(group.name for group in groups)))])
+    return "\n".join(
+        [*lines, "", table(rows, ("epoch", "published", *(group.name for group in groups)))]
+    )
 
 
 def plot(groups: list[Group], entries: dict[str, list[Group]], file: Path) -> None:
@@ -202,36 +255,56 @@ def plot(groups: list[Group], entries: dict[str, list[Group]], file: Path) -> No
     from matplotlib import pyplot
 
     curves = [entry for entry in map(published.find, entries) if entry.epochs]
-    titles = [f"{groups[0].title} (%)", *(["top-1 minus published (points)"] if curves else []), "training loss"]
-    figure, axes = pyplot.subplots(1, len(titles), figsize=(5.5 * len(titles), 4.6), layout="constrained")
+    titles = [
+        f"{groups[0].title} (%)",
+        *(["top-1 minus published (points)"] if curves else []),
+        "training loss",
+    ]
+    figure, axes = pyplot.subplots(
+        1, len(titles), figsize=(5.5 * len(titles), 4.6), layout="constrained"
+    )
     for index, group in enumerate(groups):
         color = COLORS[index % len(COLORS)]
         draw(axes[0], group, [run.score for run in group.runs], color)
         draw(axes[-1], group, [run.curve("loss") for run in group.runs], color)
         for entry in (entry for entry in curves if group in entries[entry.key]):
             draw(axes[1], group, [difference(entry, run.score) for run in group.runs], color)
-    last = max((record["epoch"] for group in groups for run in group.runs for record in run.metrics), default=1)
+    last = max(
+        (record["epoch"] for group in groups for run in group.runs for record in run.metrics),
+        default=1,
+    )
     for axis, title in zip(axes, titles, strict=True):
         axis.set(xlabel="epoch", ylabel=title, xlim=(0, 1.02 * last))
         axis.grid(alpha=0.3)
     for entry, dash in zip(curves, DASHES * len(curves), strict=False):
         label = f"published: {entry.key}"
-        axes[0].plot(entry.epochs, entry.top1, color="black", linestyle=dash, linewidth=1.2, label=label)
+        axes[0].plot(
+            entry.epochs, entry.top1, color="black", linestyle=dash, linewidth=1.2, label=label
+        )
         axes[1].axhline(0, color="black", linewidth=0.8)
     handles, names = axes[0].get_legend_handles_labels()
-    columns = max(1, min(len(names), 150 // (6 + max(map(len, names)))))  # letters that a line has room for
+    columns = max(
+        1, min(len(names), 150 // (6 + max(map(len, names))))
+    )  # letters that a line has room for
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:
-        raise UserError(file, f"cannot be written ({error})", "name a .png file in a folder that exists") from None
+        raise UserError(
+            file, f"cannot be written ({error})", "name a .png file in a folder that exists"
+        ) from None
 
 
 def draw(axis, group: Group, curves: list[Points], color: str) -> None:
     """The mean of a group's curves as a line, each of several as a thin one."""
     average = smooth(mean_curve(curves))
     label = group.name if len(curves) == 1 else f"{group.name}: mean of {len(curves)}"
-    axis.plot(*zip(*average, strict=True), color=color, label=label, marker="." if len(average) < 40 else None)
+    axis.plot(
+        *zip(*average, strict=True),
+        color=color,
+        label=label,
+        marker="." if len(average) < 40 else None,
+    )
     for points in map(smooth, curves) if len(curves) > 1 else ():
         axis.plot(*zip(*points, strict=True), color=color, linewidth=0.7, alpha=0.4)
 
@@ -239,7 +312,8 @@ def draw(axis, group: Group, curves: list[Points], color: str) -> None:
 def difference(entry: published.Published, points: Points) -> Points:
     """A run's top-1 minus the published at each label, in points."""
     values = [
-        (label, top1, at(points, label, entry.tolerance)) for label, top1 in zip(entry.epochs, entry.top1, strict=True)
+        (label, top1, at(points, label, entry.tolerance))
+        for label, top1 in zip(entry.epochs, entry.top1, strict=True)
     ]
     return [(label, value[0] - top1) for label, top1, value in values if value is not None]
 
@@ -248,18 +322,24 @@ def smooth(points: Points, most: int = 1000) -> Points:
     """A long curve as at most so many means of neighbours; a short one as it is."""
     size = -(-len(points) // most)
     blocks = (points[start : start + size] for start in range(0, len(points), max(size, 1)))
-    return [(fmean(epoch for epoch, _ in block), fmean(value for _, value in block)) for block in blocks]
+    return [
+        (fmean(epoch for epoch, _ in block), fmean(value for _, value in block)) for block in blocks
+    ]
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run's folder")
-    parser.add_argument("--published", metavar="KEY", help="key of deit_tract/published.yaml (default: the recipes')")
+    parser.add_argument(
+        "--published",
+        metavar="KEY",
+        help="key of deit_tract/published.yaml (default: the recipes')",
+    )
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the curves")
     arguments = parser.parse_args()
     if arguments.published is not None:
         published.find(arguments.published, "--published")
-    runs = read(arguments.runs)
+    runs = read_runs(arguments.runs)
     if len({run.recipe.task for run in runs}) > 1:
         raise UserError("command line", "runs of different tasks", "compare runs of one task")
     groups = grouped(runs)
@@ -268,8 +348,19 @@ def main() -> None:
         key = arguments.published or group.recipe.expect.published
         if key:
             entries.setdefault(key, []).append(group)
-    parts = [table([row(run) for run in runs]), groups_text(groups), *(gain_text(*pair) for pair in pairs(groups))]
-    print("\n\n".join(filter(None, [*parts, *(published_text(published.find(key), entries[key]) for key in entries)])))
+    parts = [
+        table([row(run) for run in runs]),
+        groups_text(groups),
+        *(gain_text(*pair) for pair in pairs(groups)),
+    ]
+    print(
+        "\n\n".join(
+            filter(
+                None,
+                [*parts, *(published_text(published.find(key), entries[key]) for key in entries)],
+            )
+        )
+    )
     if arguments.plot:
         plot(groups, entries, arguments.plot)
 

@@ -21,20 +21,21 @@ from typing import Any, get_args
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-from accelerate import Accelerator  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
 
-from deit_tract import measures, reports, trained  # noqa: E402
-from deit_tract.checkpoint import write_atomic  # noqa: E402
-from deit_tract.cli import Parser, script  # noqa: E402
-from deit_tract.data import held_out  # noqa: E402
-from deit_tract.detection_report import Detection  # noqa: E402
-from deit_tract.errors import UserError  # noqa: E402
-from deit_tract.evaluate import evaluate_by, shares  # noqa: E402
-from deit_tract.schema import Data, Evaluate  # noqa: E402
-from deit_tract.tasks.predictions import Predictions, in_order  # noqa: E402
-from deit_tract.trained import Trained  # noqa: E402
+from deit_tract.cli import Parser, script
+from deit_tract.common.errors import UserError
+from deit_tract.common.files import write_atomic
+from deit_tract.data.sets import held_out
+from deit_tract.evaluators import measures
+from deit_tract.evaluators.classification import Predictions, in_order
+from deit_tract.recipe.settings.recipe import Data, Evaluate
+from deit_tract.results import report, trained
+from deit_tract.results.detection_report import Detection
+from deit_tract.results.trained import Trained
+from deit_tract.train.evaluate import evaluate_by, shares
 
 DATA = (*get_args(Data.model_fields["name"].annotation), held_out.V2)
 
@@ -43,23 +44,54 @@ def parser() -> Parser:
     arguments = Parser(description=__doc__)
     add = arguments.add_argument
     add(
-        "source", metavar="RUN|FILE|timm:NAME", help="a run, a checkpoint or exported folder, a file of weights, timm's"
+        "source",
+        metavar="RUN|FILE|timm:NAME",
+        help="a run, a checkpoint or exported folder, a file of weights, timm's",
     )
     add("--data", choices=DATA, help="data set (default: the run's own)")
     add("--data-dir", metavar="DIR", help="where it lies")
     add("--no-verify", action="store_true", help="accept a part of a data set")
-    add("--real", metavar="FILE", type=Path, help="ReaL's real.json: also count any of its labels as right (imagenet)")
+    add(
+        "--real",
+        metavar="FILE",
+        type=Path,
+        help="ReaL's real.json: also count any of its labels as right (imagenet)",
+    )
     add("--model", metavar="NAME", help="timm's name of what FILE holds, or")
     add("--recipe", metavar="NAME|FILE", help="the recipe that FILE was trained by")
-    add("--step", metavar="N", type=int, help="the run's checkpoint of this step (default: the newest)")
+    add(
+        "--step",
+        metavar="N",
+        type=int,
+        help="the run's checkpoint of this step (default: the newest)",
+    )
     add("--ema", action="store_true", help="the run's averaged weights")
     add("--image-size", metavar="PX", type=int, help="instead of the model's own")
-    add("--crop", metavar="FRACTION", type=float, help="centre crop as a fraction of the resized side")
-    add("--precision", choices=("float32", "bf16", "fp16"), help="default: the run's own, else float32")
+    add(
+        "--crop",
+        metavar="FRACTION",
+        type=float,
+        help="centre crop as a fraction of the resized side",
+    )
+    add(
+        "--precision",
+        choices=("float32", "bf16", "fp16"),
+        help="default: the run's own, else float32",
+    )
     add("--batch-size", metavar="N", type=int, help="images per process and forward")
     add("--workers", metavar="N", type=int, help="loader processes per process")
-    add("--per-class", metavar="FILE.csv", nargs="?", const="", help="a table of the classes, printed or as a file")
-    add("--calibration", action="store_true", help="expected calibration error, 15 bins of the softmax confidence")
+    add(
+        "--per-class",
+        metavar="FILE.csv",
+        nargs="?",
+        const="",
+        help="a table of the classes, printed or as a file",
+    )
+    add(
+        "--calibration",
+        action="store_true",
+        help="expected calibration error, 15 bins of the softmax confidence",
+    )
     add("--confusion", metavar="FILE.png", type=Path, help="draw which class is taken for which")
     add("--json", metavar="FILE", type=Path, help="everything as JSON")
     return arguments
@@ -69,13 +101,21 @@ def check(arguments: argparse.Namespace) -> None:
     """Raises what is wrong with the arguments alone, before anything is read."""
     for key, low in (("image_size", 1), ("batch_size", 1), ("workers", 0)):
         if getattr(arguments, key) is not None and getattr(arguments, key) < low:
-            raise UserError(f"--{key.replace('_', '-')}", f"{getattr(arguments, key)} is below {low}")
+            raise UserError(
+                f"--{key.replace('_', '-')}", f"{getattr(arguments, key)} is below {low}"
+            )
     if arguments.crop is not None and not 0 < arguments.crop <= 1:
-        raise UserError("--crop", f"{arguments.crop} is no fraction", "give a number above 0, at most 1")
+        raise UserError(
+            "--crop", f"{arguments.crop} is no fraction", "give a number above 0, at most 1"
+        )
     if arguments.per_class and not arguments.per_class.endswith(".csv"):
-        raise UserError("--per-class", f"{arguments.per_class} is no .csv file", "put RUN before the options")
+        raise UserError(
+            "--per-class", f"{arguments.per_class} is no .csv file", "put RUN before the options"
+        )
     if arguments.real and arguments.data not in (None, "imagenet"):
-        raise UserError("--real", "its labels are for ImageNet's validation images", "give --data imagenet")
+        raise UserError(
+            "--real", "its labels are for ImageNet's validation images", "give --data imagenet"
+        )
     for file in (Path(arguments.per_class or ""), arguments.confusion, arguments.json):
         if file is not None and not file.parent.is_dir():
             raise UserError(file, "its folder does not exist", "make it first")
@@ -84,7 +124,9 @@ def check(arguments: argparse.Namespace) -> None:
 def choose(arguments: argparse.Namespace) -> tuple[Trained, str, Data]:
     """The model, the data set's name and its settings."""
     keys = ("model", "recipe", "ema", "step", "image_size", "crop")
-    model = trained.find(arguments.source, trained.Choice(**{key: getattr(arguments, key) for key in keys}))
+    model = trained.find(
+        arguments.source, trained.Choice(**{key: getattr(arguments, key) for key in keys})
+    )
     own = model.recipe.data if model.recipe else None
     name = arguments.data or (own and own.name)
     if name is None:
@@ -116,8 +158,10 @@ class Classification:
 
     def __init__(self, arguments: argparse.Namespace, model: Trained, name: str, data: Data):
         self.arguments, self.model, self.data = arguments, model, data
-        self.images = held_out.load(name, data)
-        self.answers = held_out.real(arguments.real, self.images, data.verify) if arguments.real else None
+        self.images = held_out.load_validation(name, data)
+        self.answers = (
+            held_out.real(arguments.real, self.images, data.verify) if arguments.real else None
+        )
 
     def measure(self, accelerator: Accelerator, size: int) -> dict[str, Any]:
         """Every number that is asked for, the same on every process; writes nothing."""
@@ -145,22 +189,33 @@ class Classification:
             found["ece"], bins = measures.calibration(samples)
             found["calibration"] = [row._asdict() for row in bins]
         if arguments.confusion:
-            found["classes"], found["confusion"] = names, measures.confusion(samples, len(names)).tolist()
+            found["classes"], found["confusion"] = (
+                names,
+                measures.confusion(samples, len(names)).tolist(),
+            )
         return found
 
     def report(self, found: dict[str, Any]) -> str:
         """The numbers as text; writes the files that are asked for."""
-        lines = [f"top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %, loss {found['val_loss']:.4f}"]
+        lines = [
+            f"top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %, loss {found['val_loss']:.4f}"
+        ]
         lines[0] += f" on {found['count']:,} images"
         if "real_count" in found:
-            lines.append(f"ReaL: top-1 {found['real_top1']:.2f} %, top-5 {found['real_top5']:.2f} %")
+            lines.append(
+                f"ReaL: top-1 {found['real_top1']:.2f} %, top-5 {found['real_top5']:.2f} %"
+            )
             lines[-1] += f" on {found['real_count']:,} images"
         if "ece" in found:
-            lines += [f"expected calibration error {found['ece']:.2f} %", "", reports.bins(found["calibration"])]
+            lines += [
+                f"expected calibration error {found['ece']:.2f} %",
+                "",
+                report.bins(found["calibration"]),
+            ]
         if "per_class" in found:
-            lines += reports.per_class(found["per_class"], self.arguments.per_class)
+            lines += report.per_class(found["per_class"], self.arguments.per_class)
         if "confusion" in found:
-            lines += reports.confused(found["classes"], found["confusion"], self.arguments.confusion)
+            lines += report.confused(found["classes"], found["confusion"], self.arguments.confusion)
         return "\n".join(lines)
 
 
@@ -183,10 +238,21 @@ def main() -> None:
             "ema": arguments.ema,
             "data": name,
         }
-        where |= {"data_dir": data.dir, "image_size": data.image_size, "crop": model.crop, "precision": precision}
+        where |= {
+            "data_dir": data.dir,
+            "image_size": data.image_size,
+            "crop": model.crop,
+            "precision": precision,
+        }
         where |= {"device": accelerator.device.type, "processes": accelerator.num_processes}
-        step = "" if model.step is None else f" at step {model.step:,}{' (averaged weights)' if arguments.ema else ''}"
-        print(f"{arguments.source}{step}: {model.name} on {name}, {data.image_size} px, crop {model.crop:g}")
+        step = (
+            ""
+            if model.step is None
+            else f" at step {model.step:,}{' (averaged weights)' if arguments.ema else ''}"
+        )
+        print(
+            f"{arguments.source}{step}: {model.name} on {name}, {data.image_size} px, crop {model.crop:g}"
+        )
         print(task.report(found))
         speed = f"{found['images_per_s']:,.0f} images/s, reading and decoding included"
         print(f"{speed}: {where['processes']} process(es), {where['device']}, {precision}")

@@ -15,11 +15,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from deit_tract import export, trained  # noqa: E402
-from deit_tract.cli import Parser, script  # noqa: E402
-from deit_tract.errors import UserError  # noqa: E402
-from deit_tract.log import read_metrics  # noqa: E402
-from deit_tract.trained import Trained  # noqa: E402
+from deit_tract.cli import Parser, script
+from deit_tract.common.errors import UserError
+from deit_tract.results import export, trained
+from deit_tract.results.trained import Trained
+from deit_tract.train.log import read_metrics
 
 
 def card(model: Trained, run: Path, ema: bool, name: str) -> str:
@@ -28,7 +28,14 @@ def card(model: Trained, run: Path, ema: bool, name: str) -> str:
     tract = f"TrAct with lambda {recipe.model.tract:g}" if recipe.model.tract else "no TrAct"
     parameters = sum(parameter.numel() for parameter in model.net.parameters())
     lines = ["---", "library_name: timm", "pipeline_tag: image-classification"]
-    lines += ["tags: [image-classification, timm]", "---", f"# {name.partition(':')[2]}", "", recipe.about, ""]
+    lines += [
+        "tags: [image-classification, timm]",
+        "---",
+        f"# {name.partition(':')[2]}",
+        "",
+        recipe.about,
+        "",
+    ]
     weights = "averaged weights (EMA)" if ema else "weights"
     lines += [
         f"- model: timm's `{recipe.model.name}`, {parameters:,} parameters, {data.classes} classes",
@@ -37,9 +44,16 @@ def card(model: Trained, run: Path, ema: bool, name: str) -> str:
         f"- {reached(run, model.step, ema)}",
     ]
     lines += [f"- made with: {versions(run)}", "", "`recipe.yaml` is the resolved recipe.", ""]
-    lines += ["```python", "import timm", "", f'model = timm.create_model("{name}", pretrained=True)']
+    lines += [
+        "```python",
+        "import timm",
+        "",
+        f'model = timm.create_model("{name}", pretrained=True)',
+    ]
     lines += ["config = timm.data.resolve_model_data_config(model)"]
-    return "\n".join([*lines, "transform = timm.data.create_transform(**config, is_training=False)", "```", ""])
+    return "\n".join(
+        [*lines, "transform = timm.data.create_transform(**config, is_training=False)", "```", ""]
+    )
 
 
 def ending(run: Path) -> str:
@@ -47,7 +61,11 @@ def ending(run: Path) -> str:
     summary = _json(run / "summary.json")
     if summary is None:
         return " of a run that is not at its end"
-    return "" if summary["exit"] == "finished" else f" of a run that ended otherwise ({summary['exit']})"
+    return (
+        ""
+        if summary["exit"] == "finished"
+        else f" of a run that ended otherwise ({summary['exit']})"
+    )
 
 
 def reached(run: Path, step: int, ema: bool) -> str:
@@ -56,7 +74,11 @@ def reached(run: Path, step: int, ema: bool) -> str:
     keys = {"top1": "top-1 {:.2f} %", "top5": "top-5 {:.2f} %", "val_loss": "loss {:.4f}"}
     for record in reversed(read_metrics(run)):
         if record["step"] == step and f"{prefix}top1" in record:
-            found = [text.format(record[prefix + key]) for key, text in keys.items() if prefix + key in record]
+            found = [
+                text.format(record[prefix + key])
+                for key, text in keys.items()
+                if prefix + key in record
+            ]
             return f"the run's evaluation of them on its validation images: {', '.join(found)}"
     return "the run did not evaluate them"
 
@@ -79,7 +101,9 @@ def hub_token() -> str:
 
     token = get_token()
     if not token:
-        raise UserError("--push", "there is no Hugging Face token", "run `hf auth login`, or set HF_TOKEN")
+        raise UserError(
+            "--push", "there is no Hugging Face token", "run `hf auth login`, or set HF_TOKEN"
+        )
     return token
 
 
@@ -91,7 +115,12 @@ def push(folder: Path, repository: str, token: str) -> str:
         api = HfApi(token=token, library_name="timm")
         created = api.create_repo(repository, exist_ok=True)
         names = sorted(export.FILES)
-        api.upload_folder(repo_id=created.repo_id, folder_path=folder, allow_patterns=names, commit_message="Add model")
+        api.upload_folder(
+            repo_id=created.repo_id,
+            folder_path=folder,
+            allow_patterns=names,
+            commit_message="Add model",
+        )
     except Exception as error:  # of the hub and the network
         what = f"the hub refused ({' '.join(str(error).split())[:200]})"
         raise UserError(f"--push {repository}", what, f"the export is in {folder}") from None
@@ -102,7 +131,12 @@ def main() -> None:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run's folder")
-    add("folder", metavar="DIR", type=Path, help="new, empty, or an earlier export, which is replaced")
+    add(
+        "folder",
+        metavar="DIR",
+        type=Path,
+        help="new, empty, or an earlier export, which is replaced",
+    )
     add("--ema", action="store_true", help="the averaged weights")
     add("--step", metavar="N", type=int, help="the checkpoint of this step (default: the newest)")
     add("--onnx", action="store_true", help="also write model.onnx")
@@ -116,12 +150,16 @@ def main() -> None:
     model = trained.of_run(run, trained.Choice(ema=arguments.ema, step=arguments.step))
     if model.recipe.task == "detect":
         raise UserError(
-            run, "is a detector, which timm does not have", "its checkpoint is a torchvision model's weights"
+            run,
+            "is a detector, which timm does not have",
+            "its checkpoint is a torchvision model's weights",
         )
     name = f"hf-hub:{arguments.push}" if arguments.push else f"local-dir:{folder.name}"
     names = export.label_names(model.recipe)
     export.write(model, run, folder, names, card(model, run, arguments.ema, name), arguments.onnx)
-    print(f"{arguments.folder}: {model.name} at step {model.step:,}; timm loads it to equal weights and logits")
+    print(
+        f"{arguments.folder}: {model.name} at step {model.step:,}; timm loads it to equal weights and logits"
+    )
     if token:
         print(f"pushed to {push(folder, arguments.push, token)}")
 

@@ -20,14 +20,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from deit_tract import recipe as recipes  # noqa: E402
-from deit_tract.cli import Parser, script  # noqa: E402
-from deit_tract.data import datasets, imagenet, official, transfer, voc  # noqa: E402
-from deit_tract.errors import UserError, UserErrors  # noqa: E402
+from deit_tract.cli import Parser, script
+from deit_tract.common.errors import UserError, UserErrors
+from deit_tract.data.sets import imagenet, official, voc
+from deit_tract.data.sets.fetch import changed_files, download
+from deit_tract.data.sets.fine_grained import load_transfer
+from deit_tract.data.sets.load import check_classes
+from deit_tract.data.sets.on_disk import VAL, on_disk, place_of
+from deit_tract.data.sets.readers import Splits
+from deit_tract.recipe.resolve import load_recipe
 
 
 class Decoding(Dataset):
@@ -49,7 +54,9 @@ class Decoding(Dataset):
 
 def broken(images: Dataset, workers: int, title: str) -> list[UserError]:
     """Every image that cannot be decoded, in the set's order, found by `workers` processes with a progress bar."""
-    batches = DataLoader(Decoding(images), 64, num_workers=workers, collate_fn=list, worker_init_fn=_quiet)
+    batches = DataLoader(
+        Decoding(images), 64, num_workers=workers, collate_fn=list, worker_init_fn=_quiet
+    )
     errors = []
     with tqdm(total=len(images), desc=title, unit=" images", unit_scale=True, disable=None) as bar:
         for results in batches:
@@ -60,20 +67,26 @@ def broken(images: Dataset, workers: int, title: str) -> list[UserError]:
 
 
 def _quiet(worker: int) -> None:
-    warnings.simplefilter("ignore")  # Pillow's about odd EXIF, which some of ImageNet's images have, break the bar
+    warnings.simplefilter(
+        "ignore"
+    )  # Pillow's about odd EXIF, which some of ImageNet's images have, break the bar
 
 
 def describe(images: Dataset) -> str:
     """How many images of how many classes, and where."""
     counts = np.bincount(images.labels, minlength=len(images.classes))
-    span = f"{counts.min():,}" if counts.min() == counts.max() else f"{counts.min():,} to {counts.max():,}"
+    span = (
+        f"{counts.min():,}"
+        if counts.min() == counts.max()
+        else f"{counts.min():,} to {counts.max():,}"
+    )
     return f"{images.root}: {len(images):,} images of {len(counts):,} classes, {span} each"
 
 
-def report(splits: datasets.Splits, errors: list[UserError], arguments: argparse.Namespace) -> None:
+def report(splits: Splits, errors: list[UserError], arguments: argparse.Namespace) -> None:
     """Print what is there, decode it unless --quick, print the summary. Raises UserErrors with all problems."""
     try:
-        datasets.check_classes(*splits)
+        check_classes(*splits)
     except UserError as error:
         errors.append(error)
     for images in splits:
@@ -97,14 +110,14 @@ def check_imagenet(arguments: argparse.Namespace) -> None:
     """ImageNet-1k, with a validation folder sorted first if so asked."""
     if arguments.fix_val:
         fix_val(Path(arguments.dir), arguments.fix_val)
-    train, val = splits = datasets.on_disk(arguments.dir)
+    train, val = splits = on_disk(arguments.dir)
     errors = [*imagenet.problems(train, imagenet.TRAIN), *imagenet.problems(val, imagenet.VAL)]
     report(splits, errors, arguments)
 
 
 def fix_val(root: Path, labels: Path) -> None:
     """Move the loose validation images into folders of their synsets."""
-    folder = datasets.place_of(root, datasets.VAL)
+    folder = place_of(root, VAL)
     if folder.is_file():
         raise UserError(folder, "is a tar", f"unpack it to {root / 'val'} first")
     moved = imagenet.sort_by_class(folder, imagenet.read_labels(labels))
@@ -112,15 +125,18 @@ def fix_val(root: Path, labels: Path) -> None:
 
 
 def check_folder(arguments: argparse.Namespace) -> None:
-    report(datasets.on_disk(arguments.dir), [], arguments)
+    report(on_disk(arguments.dir), [], arguments)
 
 
 def check_official(arguments: argparse.Namespace) -> None:
     """One of the transfer sets: its files' MD5 where they are published, counts, classes."""
     if arguments.download:
-        transfer.download(arguments.set, arguments.dir)
-    splits = datasets.Splits(*transfer.load(arguments.set, arguments.dir, verify=False))
-    errors = [*transfer.changed_files(arguments.set, arguments.dir), *official.problems(arguments.set, *splits)]
+        download(arguments.set, arguments.dir)
+    splits = Splits(*load_transfer(arguments.set, arguments.dir, verify=False))
+    errors = [
+        *changed_files(arguments.set, arguments.dir),
+        *official.problems(arguments.set, *splits),
+    ]
     report(splits, errors, arguments)
 
 
@@ -128,8 +144,11 @@ def check_voc2007(arguments: argparse.Namespace) -> None:
     """VOC2007: the official tars where they lie beside the tree, counts, every annotation and every image."""
     directory, splits = Path(arguments.dir), []
     errors = voc.changed_tars(directory)
-    print(f"{directory}: {sum((directory / tar).is_file() for tar in voc.TARS)} of 2 official tars there", flush=True)
-    names = recipes.load("voc2007_frcnn_vgg16").detect.class_names
+    print(
+        f"{directory}: {sum((directory / tar).is_file() for tar in voc.TARS)} of 2 official tars there",
+        flush=True,
+    )
+    names = load_recipe("voc2007_frcnn_vgg16").detect.class_names
     try:
         root = voc.find_root(directory, official=True)
     except UserError as error:
@@ -143,7 +162,10 @@ def check_voc2007(arguments: argparse.Namespace) -> None:
         errors += voc.wrong_count(split)
         objects = sum(len(one.labels) for one in split.objects)
         difficult = sum(int(one.difficult.sum()) for one in split.objects)
-        print(f"{root} {split.name}: {len(split):,} images, {objects:,} objects, {difficult:,} difficult", flush=True)
+        print(
+            f"{root} {split.name}: {len(split):,} images, {objects:,} objects, {difficult:,} difficult",
+            flush=True,
+        )
         if not arguments.quick:
             errors += broken(split, arguments.workers, split.name)
     _conclude(sum(map(len, splits)), errors, arguments)
@@ -169,16 +191,32 @@ def main() -> None:
     ):
         one = sets.add_parser(name, help=about, description=about)
         one.set_defaults(run=function)
-        forms = f"{official.FACTS[name].folder}/" if name in official.FACTS else "class folders, tars, Hugging Face"
+        forms = (
+            f"{official.FACTS[name].folder}/"
+            if name in official.FACTS
+            else "class folders, tars, Hugging Face"
+        )
         forms = "VOCdevkit/VOC2007/, beside it the tars" if name == "voc2007" else forms
         one.add_argument("dir", metavar="DIR", help=f"where the set lies: {forms}")
-        one.add_argument("--workers", metavar="N", type=_workers, default=os.cpu_count(), help="processes that decode")
-        one.add_argument("--quick", action="store_true", help="classes and counts alone, no image is opened")
+        one.add_argument(
+            "--workers",
+            metavar="N",
+            type=_workers,
+            default=os.cpu_count(),
+            help="processes that decode",
+        )
+        one.add_argument(
+            "--quick", action="store_true", help="classes and counts alone, no image is opened"
+        )
         if name == "imagenet":
             about = "file of `filename synset` lines, or the devkit's folder: sorts DIR/val by class first"
             one.add_argument("--fix-val", metavar="LABELS", type=Path, help=about)
         if name in official.FACTS:
-            one.add_argument("--download", action="store_true", help="first fetch what is not there from its authors")
+            one.add_argument(
+                "--download",
+                action="store_true",
+                help="first fetch what is not there from its authors",
+            )
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)

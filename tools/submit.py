@@ -19,11 +19,11 @@ from shlex import quote
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import yaml  # noqa: E402
+import yaml
 
-from deit_tract import recipe as recipes  # noqa: E402
-from deit_tract.cli import Parser, script  # noqa: E402
-from deit_tract.errors import UserError  # noqa: E402
+from deit_tract.cli import Parser, script
+from deit_tract.common.errors import UserError
+from deit_tract.recipe.resolve import Recipe, load_recipe
 
 NODES = ROOT / "tools" / "accelerate" / "nodes.yaml"
 # The script below its variables. No value is put into it, so that nothing in it needs quoting.
@@ -39,18 +39,56 @@ THROUGH = {
 def parser() -> Parser:
     arguments = Parser(description=__doc__)
     add = arguments.add_argument
-    add("--recipe", metavar="NAME|FILE", required=True, help="a recipe of recipes/ by name, or a YAML file")
+    add(
+        "--recipe",
+        metavar="NAME|FILE",
+        required=True,
+        help="a recipe of recipes/ by name, or a YAML file",
+    )
     add("--finetune", action="store_true", help="run finetune.py, with --checkpoint")
     add("--checkpoint", metavar="RUN|FILE|timm:NAME", help="weights to start from")
     add("--data-dir", metavar="DIR", help="where the data set lies on the nodes")
     add("--output", metavar="DIR", type=Path, help="the run's folder (default: runs/RECIPE)")
-    add("--set", metavar="section.key=value", action="append", default=[], help="override a value; may be repeated")
+    add(
+        "--set",
+        metavar="section.key=value",
+        action="append",
+        default=[],
+        help="override a value; may be repeated",
+    )
     add("--nodes", metavar="N", type=_positive, required=True, help="nodes, one launcher on each")
-    add("--gpus-per-node", metavar="N", type=_positive, default=8, help="GPUs and processes a node (default: 8)")
-    add("--cpus-per-task", metavar="N", type=_positive, help="CPUs a node (default: each process and its loaders)")
-    add("--array", metavar="SEEDS", help="a job a seed, as 0-4 or 0,1,2 (0-9%%2: two at a time), in OUTPUT/seedS")
-    add("--config-file", metavar="FILE", type=Path, default=NODES, help=f"for accelerate (default: {_short(NODES)})")
-    add("--grace", metavar="SECONDS", type=_positive, default=180, help="SLURM's warning before the time limit (180)")
+    add(
+        "--gpus-per-node",
+        metavar="N",
+        type=_positive,
+        default=8,
+        help="GPUs and processes a node (default: 8)",
+    )
+    add(
+        "--cpus-per-task",
+        metavar="N",
+        type=_positive,
+        help="CPUs a node (default: each process and its loaders)",
+    )
+    add(
+        "--array",
+        metavar="SEEDS",
+        help="a job a seed, as 0-4 or 0,1,2 (0-9%%2: two at a time), in OUTPUT/seedS",
+    )
+    add(
+        "--config-file",
+        metavar="FILE",
+        type=Path,
+        default=NODES,
+        help=f"for accelerate (default: {_short(NODES)})",
+    )
+    add(
+        "--grace",
+        metavar="SECONDS",
+        type=_positive,
+        default=180,
+        help="SLURM's warning before the time limit (180)",
+    )
     add("--print", action="store_true", help="show the script, submit nothing")
     for name, about in THROUGH.items():
         add(f"--{name}", metavar="VALUE", help=f"sbatch's: {about}".rstrip(": "))
@@ -61,7 +99,7 @@ def parser() -> Parser:
 def main() -> None:
     arguments = parser().parse_args()
     overrides = [*arguments.set, *(f"seed={seed}" for seed in seeds(arguments.array)[:1])]
-    recipe = recipes.load(arguments.recipe, overrides, arguments.data_dir)
+    recipe = load_recipe(arguments.recipe, overrides, arguments.data_dir)
     check(arguments, recipe)
     folder = arguments.output or Path("runs") / recipe.name
     text = batch_script(arguments, recipe, folder)
@@ -74,14 +112,18 @@ def main() -> None:
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check(arguments: argparse.Namespace, recipe: recipes.Recipe) -> None:
+def check(arguments: argparse.Namespace, recipe: Recipe) -> None:
     """Raises UserError for what would end the job at its start, or never."""
     processes, lanes = arguments.nodes * arguments.gpus_per_node, recipe.batch.lanes
     if processes > lanes:
         what = f"{arguments.nodes} x {arguments.gpus_per_node} = {processes} processes for batch.lanes {lanes}"
-        raise UserError("--nodes", what, f"start at most {lanes}; more lanes are another experiment")
+        raise UserError(
+            "--nodes", what, f"start at most {lanes}; more lanes are another experiment"
+        )
     if arguments.finetune != (arguments.checkpoint is not None):
-        raise UserError("command line", "--finetune and --checkpoint go together", "give both or neither")
+        raise UserError(
+            "command line", "--finetune and --checkpoint go together", "give both or neither"
+        )
     if recipe.model.pretrained and not arguments.finetune:
         what = f"{recipe.name} starts from given weights"
         raise UserError("recipe", what, "add --finetune --checkpoint RUN|FILE|timm:NAME")
@@ -89,15 +131,19 @@ def check(arguments: argparse.Namespace, recipe: recipes.Recipe) -> None:
         raise UserError("--set seed", "--array sets the seeds", "leave one of them out")
     limit = minutes(arguments.time)
     if limit is not None and limit * 60 <= arguments.grace + 60:  # SLURM may warn a minute early
-        what = f"{arguments.time} leaves no time before the warning, {arguments.grace} s ahead of it"
+        what = (
+            f"{arguments.time} leaves no time before the warning, {arguments.grace} s ahead of it"
+        )
         raise UserError("--time", what, "give a longer time or a shorter --grace")
     _check_config(arguments.config_file, processes, recipe)
 
 
-def _check_config(path: Path, processes: int, recipe: recipes.Recipe) -> None:
+def _check_config(path: Path, processes: int, recipe: Recipe) -> None:
     config = _config(path)
     kind, lanes = config["distributed_type"], recipe.batch.lanes
-    if kind in ("NO", "MULTI_CPU") and processes > 1:  # with these, accelerate launch starts one process
+    if (
+        kind in ("NO", "MULTI_CPU") and processes > 1
+    ):  # with these, accelerate launch starts one process
         raise UserError(path, f"is for one process, not for {processes}", f"take {_short(NODES)}")
     if kind == "DEEPSPEED" and lanes % processes:
         what = f"DeepSpeed cannot share {lanes} lanes evenly among {processes} processes"
@@ -105,7 +151,9 @@ def _check_config(path: Path, processes: int, recipe: recipes.Recipe) -> None:
     stage = (config.get("deepspeed_config") or {}).get("zero_stage", 2)
     if kind == "DEEPSPEED" and recipe.optim.name == "lamb" and stage != 0:
         what = f"LAMB's trust ratio needs whole tensors, which ZeRO stage {stage} cuts up"
-        raise UserError(path, what, f"take {_short(NODES)}, a file with zero_stage: 0, or AdamW or SGD")
+        raise UserError(
+            path, what, f"take {_short(NODES)}, a file with zero_stage: 0, or AdamW or SGD"
+        )
 
 
 def _config(path: Path) -> dict:
@@ -113,9 +161,15 @@ def _config(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(path, f"cannot be read ({' '.join(str(error).split())})", "see tools/accelerate/") from None
+        raise UserError(
+            path, f"cannot be read ({' '.join(str(error).split())})", "see tools/accelerate/"
+        ) from None
     if not isinstance(content, dict) or "distributed_type" not in content:
-        raise UserError(path, "has no distributed_type as configurations of accelerate's have", "see tools/accelerate/")
+        raise UserError(
+            path,
+            "has no distributed_type as configurations of accelerate's have",
+            "see tools/accelerate/",
+        )
     return content
 
 
@@ -155,7 +209,7 @@ def _positive(text: str) -> int:
 # ---- the script ------------------------------------------------------------------------------------------------------
 
 
-def batch_script(arguments: argparse.Namespace, recipe: recipes.Recipe, folder: Path) -> str:
+def batch_script(arguments: argparse.Namespace, recipe: Recipe, folder: Path) -> str:
     """The whole script: sbatch's options, what is run, and what BODY holds."""
     gpus, array = arguments.gpus_per_node, arguments.array
     cpus = arguments.cpus_per_task or gpus * (recipe.data.workers + 1)
@@ -168,7 +222,9 @@ def batch_script(arguments: argparse.Namespace, recipe: recipes.Recipe, folder: 
     }  # fmt: skip
     if arguments.gres is not None:
         del options["gpus-per-node"]  # gres=gpu:... says it in the way of older clusters
-    lines = [_directive(name, value) for name, value in options.items() if value not in (None, False)]
+    lines = [
+        _directive(name, value) for name, value in options.items() if value not in (None, False)
+    ]
     seed = "$SLURM_ARRAY_TASK_ID"
     output = f'{quote(str(folder))}/seed"{seed}"' if array else quote(str(folder))
     # the id of one of the array's jobs may be that of the array, and name all of them
@@ -190,7 +246,9 @@ def _launch(arguments: argparse.Namespace) -> list[str]:
     lines = [f"--config_file {quote(str(arguments.config_file.absolute()))}"]
     lines += [f"--num_machines {arguments.nodes} --num_processes {processes}"]
     if _config(arguments.config_file)["distributed_type"] == "DEEPSPEED":
-        lines += ["--deepspeed_multinode_launcher standard"]  # its own default goes round the nodes by ssh once more
+        lines += [
+            "--deepspeed_multinode_launcher standard"
+        ]  # its own default goes round the nodes by ssh once more
     return lines
 
 
@@ -214,7 +272,9 @@ def _directive(name: str, value: object) -> str:
     """A #SBATCH line. sbatch reads its values as a shell does, but expands nothing."""
     text = str(value)
     if not text.isprintable():
-        raise UserError(f"--{name}", f"{text!r} cannot stand in a batch script", "choose a plain name")
+        raise UserError(
+            f"--{name}", f"{text!r} cannot stand in a batch script", "choose a plain name"
+        )
     if re.search(r"[^\w@%+=:,./*-]", text):
         text = '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
     return f"#SBATCH --{name}" + ("" if value is True else f"={text}")
@@ -223,16 +283,24 @@ def _directive(name: str, value: object) -> str:
 def submit(text: str, folder: Path) -> None:
     """Keep the script in the run's folder and give it to sbatch."""
     if shutil.which("sbatch") is None:
-        raise UserError("sbatch", "not found: this is no machine of a SLURM cluster", "--print shows the script")
+        raise UserError(
+            "sbatch", "not found: this is no machine of a SLURM cluster", "--print shows the script"
+        )
     path = folder / "job.sbatch"
     try:
         folder.mkdir(parents=True, exist_ok=True)  # SLURM makes no folder for its output file
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(folder, f"cannot be written ({error.strerror})", "choose another --output") from None
+        raise UserError(
+            folder, f"cannot be written ({error.strerror})", "choose another --output"
+        ) from None
     answer = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
     if answer.returncode:
-        raise UserError("sbatch", " ".join(answer.stderr.split()) or f"exit code {answer.returncode}", f"see {path}")
+        raise UserError(
+            "sbatch",
+            " ".join(answer.stderr.split()) or f"exit code {answer.returncode}",
+            f"see {path}",
+        )
     print(answer.stdout.strip())
 
 

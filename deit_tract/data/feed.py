@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from deit_tract.data.stream import Replaced, Stream, View, Views, checked, loader
+from deit_tract.data.loader import Replaced, Views, checked, loader
+from deit_tract.data.stream import Stream, View
 
 
 def lane_batches(
@@ -66,11 +67,15 @@ def slices(stream: Stream, step: int, lanes: int, workers: int) -> list[range] |
         return None
     first = step % stream.steps_per_epoch * stream.lane_size
     span = max(stream.lane_size // lanes // stream.repeats, 1) * stream.repeats
-    cuts = [row for row in range(1, stream.lane_size) if (first + row) % span == 0] if workers else []
+    cuts = (
+        [row for row in range(1, stream.lane_size) if (first + row) % span == 0] if workers else []
+    )
     return [range(*pair) for pair in pairwise([0, *cuts, stream.lane_size])]
 
 
-def units(stream: Stream, step: int, lanes: Sequence[int], cuts: list[range] | None) -> Iterator[list[View]]:
+def units(
+    stream: Stream, step: int, lanes: Sequence[int], cuts: list[range] | None
+) -> Iterator[list[View]]:
     """What workers are asked for, one unit after another: lanes, or slices of all lanes."""
     rows = [stream.views(step, lane) for lane in lanes]
     if cuts is None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from deit_tract.data.stream import View, Views, checked, loader
-from deit_tract.errors import UserError
-from deit_tract.schema import Augment, Recipe
+from deit_tract.common.errors import UserError
+from deit_tract.data.loader import Views, checked, loader
+from deit_tract.data.stream import View
+from deit_tract.recipe.settings.recipe import Augment, Recipe
 
 
 def batches(
@@ -48,14 +49,20 @@ class Resident(Dataset):
         mode = "reflect" if augment and augment.crop_fill == "reflect" else "constant"
         self.pixels = torch.from_numpy(np.pad(pixels, border, mode))  # (n, height, width, channels)
         # tensors: a GPU multiplies by the rounded inverse of a Python number, which is another result
-        self.scale = [torch.tensor(values).view(-1, 1, 1) for values in ([255.0], data.mean, data.std)]
+        self.scale = [
+            torch.tensor(values).view(-1, 1, 1) for values in ([255.0], data.mean, data.std)
+        ]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, keys: Iterable[list[View]], workers: int, device: torch.device) -> Iterator[list[Tensor]]:
+    def batches(
+        self, keys: Iterable[list[View]], workers: int, device: torch.device
+    ) -> Iterator[list[Tensor]]:
         """For each list of views its batch, on the device."""
-        self.pixels, self.labels, *self.scale = (t.to(device) for t in (self.pixels, self.labels, *self.scale))
+        self.pixels, self.labels, *self.scale = (
+            t.to(device) for t in (self.pixels, self.labels, *self.scale)
+        )
         draws = DataLoader(
             Draws(self.padding, self.flip),
             batch_sampler=keys,
@@ -71,7 +78,9 @@ class Resident(Dataset):
         index, top, left, flipped = rows.unsqueeze(-1).unbind(1)  # (b, 1) each
         line = torch.arange(self.size, device=rows.device)
         across = left + torch.where(flipped.bool(), line.flip(0), line)
-        pixels = self.pixels[index.unsqueeze(-1), (top + line).unsqueeze(-1), across.unsqueeze(1)]  # (b, h, w, c)
+        pixels = self.pixels[
+            index.unsqueeze(-1), (top + line).unsqueeze(-1), across.unsqueeze(1)
+        ]  # (b, h, w, c)
         whole, mean, std = self.scale
         images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(whole)
         return [images.sub_(mean).div_(std), self.labels[index.squeeze(-1)]]
@@ -91,7 +100,10 @@ class Draws(Dataset):
         if self.padding or self.flip:
             self.generator.manual_seed(seed)
         if self.padding:
-            top, left = (int(torch.randint(0, 2 * self.padding + 1, (), generator=self.generator)) for _ in "hw")
+            top, left = (
+                int(torch.randint(0, 2 * self.padding + 1, (), generator=self.generator))
+                for _ in "hw"
+            )
         if self.flip:
             flipped = bool(torch.rand(1, generator=self.generator) < self.flip)
         return index, top, left, flipped
@@ -122,4 +134,6 @@ def _decode(images: Dataset, size: int, workers: int) -> tuple[np.ndarray, Tenso
     """All pixels (n, size, size, channels) and labels (n,)."""
     keys = [range(first, min(first + 500, len(images))) for first in range(0, len(images), 500)]
     parts = list(checked(loader(_Pixels(images, size), keys, workers, False)))
-    return torch.cat([pixels for pixels, _ in parts]).numpy(), torch.cat([labels for _, labels in parts])
+    return torch.cat([pixels for pixels, _ in parts]).numpy(), torch.cat(
+        [labels for _, labels in parts]
+    )

@@ -1,6 +1,6 @@
 """What a model learns to do: the task of a recipe."""
 
-from deit_tract.schema import Recipe
+from deit_tract.recipe.settings.recipe import Recipe
 
 
 def build(recipe: Recipe):

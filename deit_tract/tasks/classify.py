@@ -7,11 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from deit_tract import models, tract
-from deit_tract.data import augment, datasets, fast, mix
+from deit_tract import tract
+from deit_tract.common.seeds import derive, seed_generators
 from deit_tract.data.resident import Resident
-from deit_tract.data.stream import derive, seed_generators
-from deit_tract.schema import Recipe
+from deit_tract.data.sets.load import load_images
+from deit_tract.data.transforms import augment, fast, mix
+from deit_tract.evaluators.classification import count_right, summarize
+from deit_tract.models.build import build_model
+from deit_tract.models.drop_path import DropPath, draw_drop_path
+from deit_tract.recipe.settings.recipe import Recipe
 
 
 class Classify:
@@ -25,15 +29,18 @@ class Classify:
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.train_data, self.val_data = datasets.load(recipe.data)
+        self.train_data, self.val_data = load_images(recipe.data)
         if recipe.data.resident:
             self.train_data = Resident(self.train_data, recipe, recipe.augment)
             self.val_data = Resident(self.val_data, recipe)
-        self.train_transform, self.eval_transform = augment.TrainTransform(recipe), augment.eval_transform(recipe)
+        self.train_transform, self.eval_transform = (
+            augment.TrainTransform(recipe),
+            augment.eval_transform(recipe),
+        )
         if recipe.data.pipeline == "fast":
             self.train_data, self.train_transform = fast.pipeline(recipe, self.train_data)
-        self.bare = models.build(recipe)
-        self.drop_paths = [layer for layer in self.bare.modules() if isinstance(layer, models.DropPath)]
+        self.bare = build_model(recipe)
+        self.drop_paths = [layer for layer in self.bare.modules() if isinstance(layer, DropPath)]
         self.tract_layers = [layer for _, layer in tract.find(self.bare)]
         soft_ce = partial(F.cross_entropy, label_smoothing=recipe.loss.smoothing)
         self.criterion = {"bce": thresholded_bce, "ce": soft_ce}[recipe.loss.name]
@@ -42,12 +49,18 @@ class Classify:
         """One lane, its draws from `seed`: {"loss": mean over the lane}. batch: images (b, c, h, w), labels (b,)."""
         return self.together(model, [batch], [seed])
 
-    def together(self, model: nn.Module, batches: list[list[Tensor]], seeds: list[int]) -> dict[str, Tensor]:
+    def together(
+        self, model: nn.Module, batches: list[list[Tensor]], seeds: list[int]
+    ) -> dict[str, Tensor]:
         """Lanes of one size in one forward, each with its own draws and TrAct Gram matrix: the mean over all."""
         mixed = [self._mixed(*pair) for pair in zip(batches, seeds, strict=True)]
-        images, targets = mixed[0] if len(mixed) == 1 else (torch.cat(parts) for parts in zip(*mixed, strict=True))
+        images, targets = (
+            mixed[0]
+            if len(mixed) == 1
+            else (torch.cat(parts) for parts in zip(*mixed, strict=True))
+        )
         drops = [derive(seed, "drop_path") for seed in seeds]
-        models.draw_drop_path(self.drop_paths, len(images) // len(seeds), drops, images.device)
+        draw_drop_path(self.drop_paths, len(images) // len(seeds), drops, images.device)
         for layer in self.tract_layers:
             layer.lanes = len(seeds)
         # for models that draw by themselves, whose lanes never share a forward
@@ -70,19 +83,6 @@ class Classify:
 
     def report(self, sums: dict[str, float], folder) -> None:
         """There is nothing to show beside the metrics."""
-
-
-def count_right(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Sums over a batch: samples, right at first, right among the best five, cross-entropy. logits: (b, classes)."""
-    best = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    return {"count": labels.new_full((), len(labels)), "top1": best[:, 0].sum(), "top5": best.sum(), "loss": loss}
-
-
-def summarize(sums: dict[str, float]) -> dict[str, float]:
-    """What `count_right` gave, added up, as metrics."""
-    count = sums["count"]
-    return {"top1": 100 * sums["top1"] / count, "top5": 100 * sums["top5"] / count, "val_loss": sums["loss"] / count}
 
 
 def thresholded_bce(logits: Tensor, targets: Tensor) -> Tensor:

@@ -6,18 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import draw_bounding_boxes
+from torchvision.transforms.functional import to_pil_image
 
-from deit_tract import models
-from deit_tract.data import voc as data
-from deit_tract.data.boxes import ToSample
-from deit_tract.data.stream import derive, seed_generators
-from deit_tract.errors import UserError
-from deit_tract.schema import Recipe
-from deit_tract.tasks import voc
-
-DRAWN = 0.5  # score from which a detection is drawn
+from deit_tract.common.errors import UserError
+from deit_tract.common.seeds import derive, seed_generators
+from deit_tract.data.sets import voc as data
+from deit_tract.data.transforms.detection import ToSample
+from deit_tract.evaluators import average_precision
+from deit_tract.evaluators.detection import drawn, gathered, table
+from deit_tract.models.build import build_model
+from deit_tract.recipe.settings.recipe import Recipe
 
 Batch = list[list]  # of two lists: images (3, h, w) of any sizes, and their targets
 
@@ -30,11 +28,13 @@ class Detect:
     def __init__(self, recipe: Recipe, val_data: Dataset | None = None):
         """val_data: for an evaluation of these photos alone, without training data and a model of its own."""
         self.recipe, self.val_data, self.eval_transform = recipe, val_data, ToSample()
-        self.precisions: list[voc.Precision] = []  # of the classes, at the last evaluation
+        self.precisions: list[
+            average_precision.ClassPrecision
+        ] = []  # of the classes, at the last evaluation
         if val_data is None:
-            self.train_data, self.val_data = data.load(recipe.data, recipe.detect)
+            self.train_data, self.val_data = data.load_voc(recipe.data, recipe.detect)
             self.train_transform = ToSample(recipe.augment.flip, difficult=False)
-            self.bare = models.build(recipe)
+            self.bare = build_model(recipe)
 
     @staticmethod
     def collate(samples: list) -> Batch:
@@ -45,7 +45,9 @@ class Detect:
     def loss(self, model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
         """One lane, the sampling of anchors and proposals from `seed`: {"loss": their sum, and the four of them}."""
         images, targets = batch
-        seed_generators(derive(seed, "sample"), images[0].device)  # torchvision's samplers draw by themselves
+        seed_generators(
+            derive(seed, "sample"), images[0].device
+        )  # torchvision's samplers draw by themselves
         losses = model(images, targets)
         return {"loss": sum(losses.values())} | losses
 
@@ -57,7 +59,9 @@ class Detect:
         records = []
         for image, target in zip(*batch, strict=True):
             found = model([image])[0]
-            arrays = [found[name].detach().float().cpu().numpy() for name in ("boxes", "labels", "scores")]
+            arrays = [
+                found[name].detach().float().cpu().numpy() for name in ("boxes", "labels", "scores")
+            ]
             records.append((int(target["index"]), *arrays))
         return {"count": torch.tensor(len(records)), "records": records}
 
@@ -70,17 +74,29 @@ class Detect:
         seven = [100 * precision.ap07 for precision in precisions]
         area = [100 * precision.area for precision in precisions]
         if not np.isfinite(seven).any():
-            raise UserError("evaluation", "the validation data has no object to find", "choose another split")
-        by_class = {name: None if np.isnan(value) else value for name, value in zip(self.names, seven, strict=True)}
+            raise UserError(
+                "evaluation", "the validation data has no object to find", "choose another split"
+            )
+        by_class = {
+            name: None if np.isnan(value) else value
+            for name, value in zip(self.names, seven, strict=True)
+        }
         found = sum(precision.detections for precision in precisions)
-        return {"map07": voc.mean(seven), "map_area": voc.mean(area), "detections": found, "ap07": by_class}
+        return {
+            "map07": average_precision.mean_over_classes(seven),
+            "map_area": average_precision.mean_over_classes(area),
+            "detections": found,
+            "ap07": by_class,
+        }
 
     @property
     def names(self) -> list[str]:
         return self.recipe.detect.class_names
 
-    def _precisions(self, records: list) -> list[voc.Precision]:
-        return voc.average_precision(gathered(records), self.val_data.objects, len(self.names))
+    def _precisions(self, records: list) -> list[average_precision.ClassPrecision]:
+        return average_precision.average_precision(
+            gathered(records), self.val_data.objects, len(self.names)
+        )
 
     def report(self, sums: dict, folder: Path) -> None:
         """Write `classes.md` into a folder and, as the recipe wants, pictures of the first photos with detections.
@@ -88,63 +104,13 @@ class Detect:
         Found boxes of score 0.5 and more are in colour with their scores, the annotated ones white.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "classes.md").write_text(table(self.names, self._precisions(sums["records"])), encoding="utf-8")
+        (folder / "classes.md").write_text(
+            table(self.names, self._precisions(sums["records"])), encoding="utf-8"
+        )
         by_index = {record[0]: record for record in sums["records"]}
         for index in range(min(self.recipe.evaluate.pictures, len(self.val_data))):
             photo, _ = self.val_data[index]
             name = self.val_data.ids[index] if hasattr(self.val_data, "ids") else f"{index:06d}"
-            to_pil_image(drawn(photo, by_index[index], self.names)).save(folder / f"{name}.jpg", quality=90)
-
-
-def gathered(records: list) -> voc.Detections:
-    """Records of images, each once and in any order, as columns in the order of the images."""
-    records = sorted(records, key=lambda record: record[0])
-    indices = [record[0] for record in records]
-    assert len(set(indices)) == len(indices), "an image was evaluated twice"
-    boxes, labels, scores = (
-        np.concatenate([record[column] for record in records] or [np.zeros(shape)])
-        for column, shape in ((1, (0, 4)), (2, 0), (3, 0))
-    )
-    images = np.repeat(np.array(indices, np.int64), [len(record[2]) for record in records])
-    return voc.Detections(images, boxes, labels.astype(np.int64), scores)
-
-
-def table(names: list[str], precisions: list[voc.Precision]) -> str:
-    """Average precision in percent of every class as a Markdown table, the means last."""
-    rows = [(name, *one) for name, one in zip(names, precisions, strict=True)]
-    columns = list(zip(*precisions, strict=True))
-    rows.append(("mean", voc.mean(columns[0]), voc.mean(columns[1]), sum(columns[2]), sum(columns[3])))
-    width = max(len(name) for name in ("class", *names))
-    lines = [
-        f"| {'class':<{width}} | AP 07 | AP area | objects | detections |",
-        f"| {'-' * width} | ----: | ------: | ------: | ---------: |",
-    ]
-    for name, seven, area, objects, found in rows:
-        first, second = (f"{100 * value:.2f}" if np.isfinite(value) else "-" for value in (seven, area))
-        lines.append(f"| {name:<{width}} | {first:>5} | {second:>7} | {objects:>7,} | {found:>10,} |")
-    return "\n".join(lines) + "\n"
-
-
-def drawn(photo, record: tuple, names: list[str]) -> Tensor:
-    """A photo (3, h, w) uint8 with its objects and what was found on it."""
-    image, objects = pil_to_tensor(photo.image), photo.objects
-    _, boxes, labels, scores = record
-    shown = np.flatnonzero(scores >= DRAWN)
-    if len(objects.boxes):
-        image = draw_bounding_boxes(image, objects.boxes, colors="white", width=1)
-    if not len(shown):
-        return image
-    texts = [f"{names[int(labels[place]) - 1]} {scores[place]:.2f}" for place in shown]
-    colors = [COLORS[int(labels[place]) % len(COLORS)] for place in shown]
-    return draw_bounding_boxes(image, torch.from_numpy(boxes[shown]), texts, colors, width=2)
-
-
-COLORS = (
-    "#e69f00",
-    "#56b4e9",
-    "#009e73",
-    "#f0e442",
-    "#0072b2",
-    "#d55e00",
-    "#cc79a7",
-)  # the colour-blind tell them apart
+            to_pil_image(drawn(photo, by_index[index], self.names)).save(
+                folder / f"{name}.jpg", quality=90
+            )

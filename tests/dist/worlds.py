@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from deit_tract import loop, recipe
+from deit_tract.train import loop
+from deit_tract.recipe.resolve import load_recipe
 
 
 def process(folder: str, name: str, overrides: list[str], rank: int, processes: int, port: int) -> None:
@@ -22,7 +23,7 @@ def process(folder: str, name: str, overrides: list[str], rank: int, processes: 
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
                 MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
             )  # fmt: skip
-        loop.train(recipe.load(name, overrides), Path(folder))
+        loop.train(load_recipe(name, overrides), Path(folder))
         code = 0
     finally:
         sys.stdout.flush(), sys.stderr.flush()

@@ -23,7 +23,8 @@ import torch  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
 from conftest import short  # noqa: E402
 
-from deit_tract import loop, recipe  # noqa: E402
+from deit_tract.train import loop  # noqa: E402
+from deit_tract.recipe.resolve import load_recipe
 
 PartialState.destroy_process_group = lambda self, group=None: None  # one launch for all the runs
 ADAMW = ("optim.name=adamw", "optim.lr=1e-3", "optim.clip_grad=0.5", "schedule.warmup_lr=1e-4")
@@ -40,7 +41,7 @@ def go(folder: Path, name: str, stage: int | None, steps: int, *overrides: str, 
         steps_done = iter(range(1, steps + 1))
         loop.Stop.agreed = lambda self: next(steps_done) == stop
     try:
-        loop.train(recipe.load("quickstart", short(steps, *overrides)), folder / name)
+        loop.train(load_recipe("quickstart", short(steps, *overrides)), folder / name)
     finally:
         loop.Stop.agreed = agreed
 

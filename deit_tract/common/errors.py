@@ -1,0 +1,26 @@
+"""The one exception for mistakes of the person who runs the trainer."""
+
+from deit_tract.common.text import on_one_line
+
+
+class UserError(Exception):
+    """Ends a run with one line, `WHERE: WHAT; WHAT INSTEAD`, and no traceback (see `cli.main`)."""
+
+    def __init__(self, where: object, what: str, instead: str = ""):
+        super().__init__(
+            str(where), what, instead
+        )  # kept as arguments, so that it survives pickling in a worker
+
+    def __str__(self) -> str:
+        where, what, instead = self.args
+        return on_one_line(f"{where}: {what}" + (f"; {instead}" if instead else ""))
+
+
+class UserErrors(UserError):
+    """Several mistakes at once, one line each."""
+
+    def __init__(self, errors: list[UserError]):
+        Exception.__init__(self, errors)
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.args[0])

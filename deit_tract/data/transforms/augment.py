@@ -1,0 +1,214 @@
+"""Training and evaluation transforms: PIL image to normalised float tensor (channels, height, width).
+
+Every draw comes from `random`, numpy or torch's CPU generator, which the stream seeds for each view. What bears a name
+of torchvision's draws and gives what torchvision does, to the last bit, in less time.
+"""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from timm.data.auto_augment import rand_augment_transform
+from torchvision.transforms import v2
+
+from deit_tract.common.device import send
+from deit_tract.data.transforms import colour
+from deit_tract.recipe.settings.recipe import Data, Recipe
+
+_INTERPOLATION = {
+    "bicubic": v2.InterpolationMode.BICUBIC,
+    "bilinear": v2.InterpolationMode.BILINEAR,
+}
+
+
+class RandomResizedCrop(v2.RandomResizedCrop):
+    def forward(self, image: Image.Image) -> Image.Image:
+        crop = self.make_params([image])
+        left, top = crop["left"], crop["top"]
+        image = image.crop((left, top, left + crop["width"], top + crop["height"]))
+        height, width = self.size
+        if image.size == (width, height):
+            return image
+        return image.resize((width, height), Image.Resampling[self.interpolation.name])
+
+
+class RandomHorizontalFlip(v2.RandomHorizontalFlip):
+    def forward(self, image: Image.Image) -> Image.Image:
+        return (
+            image if torch.rand(1) >= self.p else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        )
+
+
+class RandomGrayscale(v2.RandomGrayscale):
+    def transform(self, image: Image.Image, params: dict) -> Image.Image:
+        return image.convert("L").convert(image.mode)  # keeps the number of channels
+
+
+class ColorJitter(v2.ColorJitter):
+    """Brightness and contrast by a table of PIL's 256 results; the hue stays."""
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        params = self.make_params([])
+        for operation in params["fn_idx"].tolist():
+            if operation == 0:
+                image = _scaled(image, 0, params["brightness_factor"])
+            elif operation == 1:
+                grey = np.array(image.convert("L").histogram())
+                pixels = image.width * image.height
+                mean = (2 * int(grey @ np.arange(256)) + pixels) // (2 * pixels)  # rounded half up
+                image = _scaled(image, mean, params["contrast_factor"])
+            elif operation == 2:
+                image = ImageEnhance.Color(image).enhance(params["saturation_factor"])
+        return image
+
+
+def _scaled(image: Image.Image, centre: int, factor: float) -> Image.Image:
+    """centre + factor * (value - centre) as PIL blends: in float32, cut off and truncated to 8 bits."""
+    values = np.arange(256, dtype=np.float32) - np.float32(centre)
+    table = np.clip(values * np.float32(factor) + np.float32(centre), 0, 255).astype(np.uint8)
+    return image.point(table.tolist() * len(image.getbands()))
+
+
+class ToTensor:
+    """The first version's, which divides by 255, as the reference; the second multiplies by the rounded 1/255."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image))
+        pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+        return pixels.float().div_(255)
+
+
+class Normalize:
+    """(value - mean) / std per channel, in place."""
+
+    def __init__(self, mean: list[float], std: list[float]):
+        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return image.sub_(self.mean).div_(self.std)
+
+
+class GaussianBlur:
+    """PIL's blur with a radius drawn from [low, high] pixels (DeiT augment.py GaussianBlur)."""
+
+    def __init__(self, low: float = 0.1, high: float = 2.0):
+        self.low, self.high = low, high
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(self.low, self.high)))
+
+
+def three_augment() -> Callable:
+    """DeiT-III's 3-Augment: exactly one of greyscale, solarize at 128 and blur, each with probability 1/3."""
+    return v2.RandomChoice([RandomGrayscale(p=1.0), v2.RandomSolarize(128, p=1.0), GaussianBlur()])
+
+
+def rand_augment(policy: str, data: Data) -> Callable:
+    """timm's RandAugment as its create_transform sets it up, with posterize as Pillow had it before version 13."""
+    fill = tuple(min(255, round(255 * channel)) for channel in data.mean)
+    settings = {
+        "translate_const": int(data.image_size * 0.45),
+        "img_mean": fill,
+        "interpolation": Image.BICUBIC,
+    }
+    transform = rand_augment_transform(policy, settings)
+    for operation in transform.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """Keep so many bits of each value. About one image in a thousand asks for 0: black, which Pillow 13 refuses."""
+    return ImageOps.posterize(image, bits) if bits else image.point(lambda value: 0)
+
+
+def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
+    """Crop, flip, warp, 3-Augment, colour jitter, tensor, normalise: DeiT-III's order with what the recipe has.
+
+    For one image, as torchvision has it; training takes the same in two parts, `TrainTransform`.
+    """
+    return v2.Compose(geometry(recipe) + colours(recipe) + _to_tensor(recipe.data))
+
+
+class TrainTransform:
+    """`train_transform` in two parts: a PIL image to uint8 (h, w, c), and `finish` for whole batches on their device.
+
+    The values are the same, and a quarter of the bytes goes from process to process and to the device.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.geometry, self.colours = geometry(recipe), colours(recipe)
+        self.mean, self.std = (
+            torch.tensor(values).view(-1, 1, 1) for values in (recipe.data.mean, recipe.data.std)
+        )
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        for step in self.geometry + self.colours:
+            image = step(image)
+        pixels = torch.from_numpy(np.array(image))
+        return pixels.unsqueeze(2) if pixels.ndim == 2 else pixels
+
+    def finish(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
+        """uint8 (b, h, w, c) to normalised float32 (b, c, h, w), after `colour.apply` where there are draws (b, 8)."""
+        images = images.permute(0, 3, 1, 2).contiguous()
+        for rows in draws:
+            images = colour.apply(images, rows)
+        return colour.normalize(
+            images, *(send(constant, images.device) for constant in (self.mean, self.std))
+        )
+
+
+def geometry(recipe: Recipe) -> list[Callable]:
+    """The steps up to the model's image size and shape; RandAugment is among them, as it warps too."""
+    augment, size = recipe.augment, (recipe.data.image_size, recipe.data.image_size)
+    interpolation = _INTERPOLATION[augment.interpolation]
+    steps: list[Callable] = [v2.Resize(size, interpolation)]
+    if augment.crop_padding:
+        resize = v2.Resize(size[0], interpolation)  # of the shorter side
+        mode = {"reflect": "reflect", "zero": "constant"}[augment.crop_fill]
+        steps = [resize, v2.RandomCrop(size, augment.crop_padding, padding_mode=mode)]
+    if augment.crop_scale:
+        steps = [RandomResizedCrop(size, augment.crop_scale, augment.crop_ratio, interpolation)]
+    if augment.flip:
+        steps.append(RandomHorizontalFlip(augment.flip))
+    if augment.affine:
+        warp = augment.affine
+        # PIL warps with bilinear or bicubic alike; the border is black
+        steps.append(
+            v2.RandomAffine(
+                warp.degrees, (warp.translate,) * 2, warp.scale, interpolation=interpolation
+            )
+        )
+    if augment.auto_augment:
+        steps.append(
+            v2.AutoAugment(
+                v2.AutoAugmentPolicy(augment.auto_augment), fill=[128] * recipe.data.channels
+            )
+        )
+    if augment.rand_augment:
+        steps.append(rand_augment(augment.rand_augment, recipe.data))
+    return steps
+
+
+def colours(recipe: Recipe) -> list[Callable]:
+    """The steps that leave every pixel where it is."""
+    steps = [three_augment()] if recipe.augment.three_augment else []
+    if recipe.augment.color_jitter:
+        steps.append(ColorJitter(*(recipe.augment.color_jitter,) * 3))
+    return steps
+
+
+def eval_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
+    """Resize the shorter side to size / crop, take the centre, tensor, normalise."""
+    size = recipe.data.image_size
+    resize = v2.Resize(
+        round(size / recipe.evaluate.crop), _INTERPOLATION[recipe.augment.interpolation]
+    )
+    return v2.Compose([resize, v2.CenterCrop(size), *_to_tensor(recipe.data)])
+
+
+def _to_tensor(data: Data) -> list[Callable]:
+    return [ToTensor(), Normalize(data.mean, data.std)]

@@ -1,0 +1,6 @@
+"""The models of TrAct's CIFAR experiments, which timm lacks; importing this package registers them with timm."""
+
+from deit_tract.models.cifar.resnet import CifarResNet, cifar_cnn, resnet18_cifar
+from deit_tract.models.cifar.vit import vit_cifar
+
+__all__ = ["CifarResNet", "cifar_cnn", "resnet18_cifar", "vit_cifar"]

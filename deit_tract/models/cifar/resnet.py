@@ -1,0 +1,103 @@
+"""Convolutional networks of TrAct's CIFAR experiments, registered with timm.
+
+`resnet18_cifar` is that of the paper's own example (github.com/Felix-Petersen/tract,
+examples/resnet_cifar10.py), `cifar_cnn` a small one that a CPU trains in minutes.
+"""
+
+from functools import partial
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from deit_tract.models.cifar.config import cifar_cfg
+
+default_cfgs = generate_default_cfgs(
+    {
+        "resnet18_cifar.untrained": cifar_cfg("conv1", "fc"),
+        "cifar_cnn.untrained": cifar_cfg("conv1", "fc"),
+    }
+)
+
+
+class CifarResNet(nn.Module):
+    """torchvision's ResNet of basic blocks behind a 3x3 convolution of stride 1; the names of its weights are the same.
+
+    pool: the stem's max-pool. widths, depths: channels and blocks of each stage, all but the first of stride 2.
+    channels_last: the memory layout on a CPU, the faster one where channels are few.
+    """
+
+    def __init__(
+        self,
+        pool: nn.Module,
+        stem: int,
+        widths: list[int],
+        depths: list[int],
+        num_classes: int = 10,
+        in_chans: int = 3,
+        channels_last: bool = False,
+    ):
+        super().__init__()
+        self.num_classes, self.num_features = num_classes, widths[-1]
+        self.channels_last = channels_last
+        self.conv1 = nn.Conv2d(in_chans, stem, 3, padding=1, bias=False)
+        self.bn1, self.relu, self.maxpool = nn.BatchNorm2d(stem), nn.ReLU(inplace=True), pool
+        self.stages = []
+        for number, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
+            self.stages.append(f"layer{number}")
+            self.add_module(
+                self.stages[-1],
+                _stage(stem if number == 1 else widths[number - 2], width, depth, number),
+            )
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[-1], num_classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.channels_last and x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def _stage(before: int, width: int, depth: int, number: int) -> nn.Sequential:
+    stride, shortcut = (1 if number == 1 else 2), None
+    if stride != 1 or before != width:
+        shortcut = nn.Sequential(
+            nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+        )
+    return nn.Sequential(
+        BasicBlock(before, width, stride, shortcut),
+        *(BasicBlock(width, width) for _ in range(1, depth)),
+    )
+
+
+@register_model
+def resnet18_cifar(pretrained: bool = False, **options) -> CifarResNet:
+    """11,173,962 parameters for 10 classes. The max-pool stays, so that 32 px are 16 in the first stage."""
+    settings = {"stem": 64, "widths": [64, 128, 256, 512], "depths": [2, 2, 2, 2]} | options
+    return build_model_with_cfg(
+        partial(CifarResNet, nn.MaxPool2d(3, 2, padding=1)),
+        "resnet18_cifar",
+        pretrained,
+        **settings,
+    )
+
+
+@register_model
+def cifar_cnn(pretrained: bool = False, **options) -> CifarResNet:
+    """A stem of 24 channels, a 2x2 max-pool and three basic blocks of 24, 48 and 96 channels."""
+    settings = {
+        "stem": 24,
+        "widths": [24, 48, 96],
+        "depths": [1, 1, 1],
+        "channels_last": True,
+    } | options
+    return build_model_with_cfg(
+        partial(CifarResNet, nn.MaxPool2d(2)), "cifar_cnn", pretrained, **settings
+    )

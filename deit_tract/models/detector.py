@@ -1,0 +1,277 @@
+"""Faster R-CNN with VGG-16 out of torchvision's detection parts, and own code for what they lack.
+
+The reference is simple-faster-rcnn-pytorch; docs/detection.md holds the two against each other. Keys of the weights:
+`backbone.N` are VGG's `features.N`, `roi_heads.box_head.fc6` and `fc7` its first two linear layers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import vgg
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import box_iou, roi_align, roi_pool
+
+from deit_tract import tract
+from deit_tract.common.errors import UserError
+from deit_tract.common.seeds import derive, seed_generators
+from deit_tract.recipe.settings.detect import FasterRcnn
+from deit_tract.recipe.settings.recipe import Recipe
+
+ROI = 7  # cells of a pooled proposal, either way
+
+
+class Detector(GeneralizedRCNN):
+    """In training mode (images, targets) to a dict of losses, else images to detections in their own pixels.
+
+    images: list of (3, h, w) in [0, 1], any sizes; normalised and resized here, several padded to the largest.
+    targets: list of {"boxes": (n, 4) half-open x0 y0 x1 y1, "labels": (n,) from 1}; n may be 0.
+    """
+
+    pretrained_cfg = {"first_conv": "backbone.0"}  # where TrAct goes
+
+
+def build_detector(recipe: Recipe) -> Detector:
+    """The recipe's detector on the CPU, initialised from its seed. Raises UserError on arguments it does not have."""
+    seed_generators(derive(recipe.seed, "init"))
+    model, data, detect = recipe.model, recipe.data, recipe.detect
+    width, fc = _arguments(model.args)
+    backbone = _backbone(width, detect.last_max_pool, model.unfreeze_from)
+    stride = 32 if detect.last_max_pool else 16
+    channels = 8 * width
+    transform = GeneralizedRCNNTransform(
+        data.image_size, detect.max_size, data.mean, data.std, size_divisible=detect.size_divisible
+    )
+    rpn, heads = _rpn(detect, channels, stride), _heads(detect, channels, fc, data.classes, stride)
+    net = Detector(backbone, rpn, heads, transform)
+    if model.tract is not None:
+        tract.apply_to_first_layer(net, model.tract, gram=model.tract_gram)
+    return net
+
+
+def _arguments(args: dict) -> tuple[int, int]:
+    """Channels of VGG's first block and of its linear layers: 64 and 4096."""
+    values = {"width": 64, "fc": 4096} | args
+    for name, value in values.items():
+        if name not in ("width", "fc"):
+            raise UserError(
+                "model.args", f"fasterrcnn_vgg16 has no '{name}'", "it has width and fc"
+            )
+        if not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"model.args.{name}", f"{value!r} is no number of channels", "give a whole number"
+            )
+    return values["width"], values["fc"]
+
+
+def _backbone(width: int, last_max_pool: bool, unfreeze_from: int) -> nn.Sequential:
+    """VGG-16's convolutions, the last max-pool left out unless asked for; He's initialisation, as torchvision's VGG."""
+    plan = [value if value == "M" else value * width // 64 for value in vgg.cfgs["D"]]
+    backbone = vgg.make_layers(plan if last_max_pool else plan[:-1])
+    convolutions = [layer for layer in backbone if isinstance(layer, nn.Conv2d)]
+    for layer in convolutions:
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    for layer in convolutions[:unfreeze_from]:
+        layer.requires_grad_(False)
+    return backbone
+
+
+# ---- proposals -------------------------------------------------------------------------------------------------------
+
+
+def _rpn(detect: FasterRcnn, channels: int, stride: int) -> "Rpn":
+    anchors = Anchors(detect.anchor_sizes, detect.anchor_ratios, stride, detect.anchor_offset)
+    pre = {"training": detect.rpn_pre_nms_train, "testing": detect.rpn_pre_nms_test}
+    post = {"training": detect.rpn_post_nms_train, "testing": detect.rpn_post_nms_test}
+    iou, sample = (
+        (detect.rpn_positive_iou, detect.rpn_negative_iou),
+        (detect.rpn_sample, detect.rpn_positives),
+    )
+    head = Float32RPNHead(channels, anchors.num_anchors_per_location()[0])  # N(0, 0.01), biases 0
+    rpn = Rpn(anchors, head, *iou, *sample, pre, post, detect.rpn_nms)
+    rpn.min_size, rpn.border_anchors = detect.rpn_min_size, detect.border_anchors
+    return rpn
+
+
+class Anchors(AnchorGenerator):
+    """torchvision's anchors, not rounded, centred in their cell, at the backbone's stride.
+
+    torchvision divides image by feature map, which gives 17 px and more for many sides below 256 px.
+    """
+
+    def __init__(self, sizes: list[float], ratios: list[float], stride: int, offset: float):
+        self.stride, self.offset = stride, offset
+        super().__init__((tuple(sizes),), (tuple(ratios),))
+
+    def generate_anchors(self, scales, aspect_ratios, dtype=torch.float32, device="cpu") -> Tensor:
+        """(sizes * ratios, 4) of the cell at the origin, ratio by ratio."""
+        sizes = torch.as_tensor(scales, dtype=dtype, device=device)
+        high = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
+        width, height = (sizes / high[:, None]).flatten(), (sizes * high[:, None]).flatten()
+        return torch.stack([-width, -height, width, height], 1) / 2 + self.offset
+
+    def grid_anchors(self, grid_sizes, strides) -> list[Tensor]:
+        return super().grid_anchors(grid_sizes, [[self.stride, self.stride] for _ in strides])
+
+
+class Float32RPNHead(RPNHead):
+    """Scores and boxes leave in float32: under autocast a box in half precision would be a pixel or more off."""
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        scores, deltas = super().forward(features)
+        return [x.float() for x in scores], [x.float() for x in deltas]
+
+
+class Rpn(RegionProposalNetwork):
+    """torchvision's, with anchors that cross the image's border left out of the loss (`border_anchors` False)."""
+
+    border_anchors = False
+
+    def forward(self, images, features, targets=None):
+        self._sizes = images.image_sizes
+        return super().forward(images, features, targets)
+
+    def assign_targets_to_anchors(self, anchors, targets):
+        """Labels 1, 0, -1 (not in the loss) and boxes to meet for every anchor of every image."""
+        if self.border_anchors:
+            return super().assign_targets_to_anchors(anchors, targets)
+        pairs = [self._assign(*image) for image in zip(anchors, targets, self._sizes, strict=True)]
+        return [labels for labels, _ in pairs], [boxes for _, boxes in pairs]
+
+    def _assign(
+        self, anchors: Tensor, target: dict[str, Tensor], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        height, width = size
+        limit = anchors.new_tensor([width, height])
+        inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] <= limit).all(1)
+        if not inside.any():  # an image smaller than every anchor: there is no loss without any
+            inside = torch.ones_like(inside)
+        boxes = target["boxes"]
+        if len(boxes):
+            # the best anchor of a box is positive; of a box that none of these touch all would be equally good
+            boxes = boxes[box_iou(boxes, anchors[inside]).amax(1) > 0]
+        (found,), (matched,) = super().assign_targets_to_anchors(
+            [anchors[inside]], [{"boxes": boxes}]
+        )
+        labels = torch.full((len(anchors),), -1.0, device=anchors.device)
+        meet = anchors.clone()  # itself where it does not count, so that its offsets are finite
+        labels[inside], meet[inside] = found, matched.to(meet.dtype)
+        return labels, meet
+
+
+# ---- classes and boxes -----------------------------------------------------------------------------------------------
+
+
+def _heads(detect: FasterRcnn, channels: int, fc: int, classes: int, stride: int) -> "Heads":
+    head = BoxHead(channels * ROI**2, fc)
+    head.dropout = detect.dropout
+    for layer in (head.fc6, head.fc7):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    predictor = FastRCNNPredictor(fc, classes + 1)
+    if detect.predictor_init == "normal":
+        for layer, deviation in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=deviation)
+            nn.init.zeros_(layer.bias)
+    iou, sample = (
+        (detect.roi_positive_iou, detect.roi_positive_iou),
+        (detect.roi_sample, detect.roi_positives),
+    )
+    most = 2**31 if detect.max_detections is None else detect.max_detections
+    # no weights for the boxes: torchvision's 10, 10, 5, 5 are the reference's deviations 0.1, 0.1, 0.2, 0.2
+    heads = Heads(
+        RoIs(detect.roi_op, stride),
+        head,
+        predictor,
+        *iou,
+        *sample,
+        None,
+        detect.score,
+        detect.nms,
+        most,
+    )
+    heads.beta = detect.roi_beta
+    return heads
+
+
+class RoIs(nn.Module):
+    """RoIPool or RoIAlign on the one feature map, in float32: (proposals, channels, 7, 7)."""
+
+    def __init__(self, op: str, stride: int):
+        super().__init__()
+        self.op, self.scale = op, 1 / stride
+
+    def forward(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes) -> Tensor:
+        x = features["0"].float()
+        if self.op == "pool":
+            return roi_pool(x, proposals, ROI, self.scale)
+        return roi_align(x, proposals, ROI, self.scale, sampling_ratio=2)
+
+
+class BoxHead(TwoMLPHead):
+    """fc6 and fc7, each with dropout where the recipe has some."""
+
+    dropout = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for layer in (self.fc6, self.fc7):
+            x = F.dropout(F.relu(layer(x)), self.dropout, self.training)
+        return x
+
+
+class Heads(RoIHeads):
+    """torchvision's without masks and keypoints, with the box loss of the recipe's `roi_beta`."""
+
+    beta = 1.0
+
+    def forward(self, features, proposals, image_shapes, targets=None):
+        if self.training:
+            proposals, _, labels, wanted = self.select_training_samples(proposals, targets)
+        pooled = self.box_roi_pool(features, proposals, image_shapes)
+        scores, deltas = (x.float() for x in self.box_predictor(self.box_head(pooled)))
+        if self.training:
+            return [], box_losses(scores, deltas, torch.cat(labels), torch.cat(wanted), self.beta)
+        found = zip(
+            *self.postprocess_detections(scores, deltas, proposals, image_shapes), strict=True
+        )
+        return [
+            {"boxes": boxes, "scores": score, "labels": label} for boxes, score, label in found
+        ], {}
+
+
+def box_losses(
+    scores: Tensor, deltas: Tensor, labels: Tensor, wanted: Tensor, beta: float
+) -> dict[str, Tensor]:
+    """Cross-entropy of the classes, and smooth L1 of the positives' own class, both as means over all proposals.
+
+    scores: (n, 1 + classes); deltas: (n, 4 * (1 + classes)); labels: (n,), 0 is background; wanted: (n, 4).
+    """
+    positive = torch.where(labels > 0)[0]
+    own = deltas.reshape(len(labels), -1, 4)[positive, labels[positive]]
+    box = F.smooth_l1_loss(own, wanted[positive], beta=beta, reduction="sum") / len(labels)
+    return {"loss_classifier": F.cross_entropy(scores, labels), "loss_box_reg": box}
+
+
+class TraceableDetector(nn.Module):
+    """A detector's training forward by shapes alone, which needs no proposals: for what `cost` counts.
+
+    images: (b, 3, h, w), already resized.
+    """
+
+    pretrained_cfg = Detector.pretrained_cfg
+
+    def __init__(self, net: Detector):
+        super().__init__()
+        self.backbone, self.rpn, self.roi_heads = net.backbone, net.rpn, net.roi_heads
+
+    def forward(self, images: Tensor) -> tuple:
+        features, heads = self.backbone(images), self.roi_heads
+        rois = len(images) * heads.fg_bg_sampler.batch_size_per_image
+        pooled = features.new_zeros(rois, features.shape[1], ROI, ROI, dtype=torch.float32)
+        return self.rpn.head([features]), heads.box_predictor(heads.box_head(pooled))

@@ -1,0 +1,104 @@
+"""Stochastic depth whose draws are handed in."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from timm.layers import DropPath as TimmDropPath
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+# cifar_models registers its models with timm
+from deit_tract import tract  # noqa: F401
+from deit_tract.common.device import send
+from deit_tract.common.errors import UserError
+
+
+class DropPath(nn.Module):
+    """Stochastic depth whose draws are handed in (`draw_drop_path`), so that no device's generator decides."""
+
+    def __init__(self, rate: float, subset: bool = False):
+        super().__init__()
+        self.rate, self.subset = rate, subset
+        self.scale: Tensor | None = None  # (b,): 0 where the branch is dropped, else 1 / (1 - rate)
+        self.kept: Tensor | None = (
+            None  # with `subset` instead: the samples that keep the branch, rising
+        )
+
+    def add(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """x plus a branch that is computed for the kept samples alone, weighted so that its mean is that of all."""
+        out = branch(x.index_select(0, self.kept))
+        return x.index_add(0, self.kept, out.to(x.dtype), alpha=len(x) / len(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        return x * self.scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+class SubsetBlock(Block):
+    """timm's ViT block whose branches are computed for the samples that keep them alone (DINOv2's block.py)."""
+
+    def forward(self, x: Tensor, **attention) -> Tensor:
+        if not self.training:
+            return super().forward(x, **attention)
+        x = self.drop_path1.add(x, lambda kept: self.ls1(self.attn(self.norm1(kept), **attention)))
+        return self.drop_path2.add(x, lambda kept: self.ls2(self.mlp(self.norm2(kept))))
+
+
+def set_drop_path(model: nn.Module, rate: float, mode: str = "mask") -> None:
+    """Give every residual branch the same rate (DeiT models_v2.py; timm's own rises linearly with depth).
+
+    Raises UserError where a rate is asked of a model without such branches, or mode "subset" of one without timm's
+    ViT blocks, whose forward is replaced.
+    """
+    if rate == 0.0:
+        return
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if name.startswith("drop_path") and isinstance(child, nn.Identity | TimmDropPath)
+    ]
+    if not places:
+        raise UserError(
+            "model.drop_path", f"{type(model).__name__} has no drop path", "set it to 0"
+        )
+    others = {type(parent).__name__ for parent, _ in places if type(parent) is not Block}
+    if mode == "subset" and others:
+        what = (
+            f"{type(model).__name__} has other blocks than timm's ViT ({', '.join(sorted(others))})"
+        )
+        raise UserError("model.drop_path_mode", what, "set it to mask")
+    for parent, name in places:
+        setattr(parent, name, DropPath(rate, mode == "subset"))
+        if mode == "subset":
+            parent.__class__ = SubsetBlock
+
+
+def draw_drop_path(
+    layers: list[DropPath], batch: int, seed: int | Sequence[int], device: torch.device
+) -> None:
+    """Draw what the next forward drops, on the CPU, and hand it to the layers.
+
+    seed: of one lane of `batch` samples, or of several such lanes that stand one after the other in the forward.
+    """
+    if not layers:
+        return
+    seeds = [seed] if isinstance(seed, int) else seed
+    draws = [
+        torch.rand(len(layers), batch, generator=torch.Generator().manual_seed(each))
+        for each in seeds
+    ]
+    keep = torch.tensor(1.0 - layers[0].rate)  # all layers have the same rate and mode
+    if layers[0].subset:
+        count = max(int(batch * (1.0 - layers[0].rate)), 1)  # as DINOv2
+        values = [
+            lane.argsort(1)[:, :count].sort(1).values + i * batch for i, lane in enumerate(draws)
+        ]
+    else:
+        values = [(lane < keep) / keep for lane in draws]
+    for layer, value in zip(layers, send(torch.cat(values, dim=1), device), strict=True):
+        setattr(layer, "kept" if layer.subset else "scale", value)

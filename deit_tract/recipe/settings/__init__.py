@@ -1,0 +1,1 @@
+"""Every setting of a recipe, typed and with its limits."""

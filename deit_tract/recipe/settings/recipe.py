@@ -1,0 +1,333 @@
+"""Every setting of a recipe: sections and fields with type, limits and meaning. Adding a setting is adding a field."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr
+
+from deit_tract.recipe.settings.base import (
+    Count,
+    Epochs,
+    Fraction,
+    NonNegative,
+    Pair,
+    Positive,
+    Probability,
+    Section,
+)
+from deit_tract.recipe.settings.detect import FasterRcnn
+
+
+class Model(Section):
+    name: str = Field(description="timm model name; task detect: fasterrcnn_vgg16")
+    args: dict[str, Any] = Field(
+        {}, description="further arguments of timm.create_model; task detect: width (64), fc (4096)"
+    )
+    class_token_std: Positive | None = Field(
+        None, description="of the class token's truncated normal start; null leaves timm's, 1e-6"
+    )
+    pretrained: bool = Field(
+        False, description="starts from given weights: finetune.py --checkpoint"
+    )
+    new_head: bool = Field(
+        False, description="a fresh classifier: the given weights' own is left out"
+    )
+    train: Literal["all", "attn", "head"] = Field(
+        "all",
+        description="what is trained; head: the classifier alone; attn: also attention and position embedding (DeiT's "
+        "--attn-only); the rest keeps the given weights, but BatchNorm's statistics still move",
+    )
+    drop_path: Fraction = Field(0.0, description="stochastic depth rate, the same in every block")
+    drop_path_mode: Literal["mask", "subset"] = Field(
+        "mask",
+        description="mask: each sample drops at the rate; subset: a fixed share of a lane does, not computed",
+    )
+    tract: Positive | None = Field(
+        None, description="TrAct's lambda on the first layer; null trains it plainly"
+    )
+    tract_gram: Literal["lane", "batch"] = Field(
+        "lane", description="TrAct's Gram matrix: each lane's own (the paper) or the batch's"
+    )
+    unfreeze_from: Annotated[int, Field(ge=0, le=13)] = Field(
+        0, description="task detect: so many of VGG's first convolutions stay as they were loaded"
+    )
+
+
+class Data(Section):
+    name: Literal[
+        "cars",
+        "cifar10",
+        "cifar100",
+        "digits",
+        "flowers102",
+        "folder",
+        "imagenet",
+        "synthetic",
+        "voc",
+        "voc2007",
+    ] = Field(description="data set")
+    dir: str | None = Field(None, description="where it lies; normally given as --data-dir")
+    image_size: Count = Field(
+        description="px, height and width that the model sees; task detect: shorter side"
+    )
+    channels: Literal[1, 3] = Field(3, description="1: greyscale, 3: RGB")
+    classes: Count = Field(description="number of classes, checked against the data")
+    mean: list[float] = Field(
+        [0.485, 0.456, 0.406], description="per channel, subtracted after scaling to [0, 1]"
+    )
+    std: list[Positive] = Field([0.229, 0.224, 0.225], description="per channel, divided by")
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(
+        4, description="loader processes per training process"
+    )
+    resident: bool = Field(
+        False,
+        description="images of image_size held on the device as one uint8 tensor; crop_padding and flip alone",
+    )
+    pipeline: Literal["exact", "fast"] = Field(
+        "exact",
+        description="training images: PIL to the last bit, or faster with resizes that round differently",
+    )
+    verify: bool = Field(
+        True, description="insist on the data set's official counts; false accepts a part of it"
+    )
+    skip_unreadable: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="so many unreadable training images are each replaced by another; one more ends the run",
+    )
+
+
+class Batch(Section):
+    size: Count = Field(description="images per optimizer step over all processes, repeats counted")
+    lanes: Count = Field(
+        description="equal parts of a batch, each with its own mixup draw, drop path and Gram matrix"
+    )
+    exact: bool = Field(
+        False,
+        description="sum the lanes' gradients in their order: the same bits on any number of processes; slow",
+    )
+    lanes_per_forward: Count | Literal["auto"] = Field(
+        "auto",
+        description="lanes that share a forward pass, up to rounding the same; auto: on a GPU as fill it",
+    )
+
+    @property
+    def lane_size(self) -> int:
+        return self.size // self.lanes
+
+
+class Affine(Section):
+    degrees: NonNegative = Field(0.0, description="largest rotation either way")
+    translate: Fraction = Field(0.0, description="largest shift as a fraction of the image")
+    scale: Pair = Field((1.0, 1.0), description="range of the zoom factor")
+
+
+class Augment(Section):
+    repeats: Count = Field(
+        1, description="repeated augmentation: views of an image per epoch's order"
+    )
+    crop_scale: Pair | None = Field(
+        None, description="area range of a random resized crop; null resizes only"
+    )
+    crop_padding: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0,
+        description="without crop_scale: add so many pixels around the resized image and crop at random",
+    )
+    crop_fill: Literal["reflect", "zero"] = Field(
+        "reflect", description="what crop_padding adds: the image, or black"
+    )
+    crop_ratio: Pair = Field((3 / 4, 4 / 3), description="aspect range of a random resized crop")
+    interpolation: Literal["bicubic", "bilinear"] = Field(
+        "bicubic", description="of every resize and warp"
+    )
+    flip: Probability = Field(0.0, description="probability of a horizontal flip")
+    affine: Affine | None = Field(None, description="random rotation, shift and zoom")
+    rand_augment: str | None = Field(
+        None, description="timm's RandAugment policy, as rand-m9-mstd0.5-inc1"
+    )
+    auto_augment: Literal["cifar10"] | None = Field(
+        None, description="AutoAugment's policy found on a data set"
+    )
+    three_augment: bool = Field(
+        False, description="one of greyscale, solarize, blur on every image (DeiT-III)"
+    )
+    color_jitter: NonNegative = Field(
+        0.0, description="strength for brightness, contrast and saturation"
+    )
+
+
+class Mix(Section):
+    mixup: NonNegative = Field(0.0, description="alpha of mixup's Beta distribution; 0 is off")
+    cutmix: NonNegative = Field(0.0, description="alpha of cutmix's Beta distribution; 0 is off")
+    prob: Probability = Field(1.0, description="probability that a lane is mixed at all")
+    switch_prob: Probability = Field(0.5, description="probability of cutmix where both are on")
+
+
+class Loss(Section):
+    name: Literal["bce", "ce"] = Field(
+        description="bce: binary cross-entropy on (target > 0); ce: soft cross-entropy"
+    )
+    smoothing: Fraction = Field(0.0, description="label smoothing, ce alone")
+
+
+class FirstLayer(Section):
+    lr: Positive = Field(description="its peak learning rate, on the schedule of optim.lr")
+    momentum: Fraction = Field(0.9, description="its momentum")
+
+
+class Optim(Section):
+    name: Literal["lamb", "adamw", "adam", "sgd"] = Field(description="optimizer")
+    lr: Positive = Field(description="peak learning rate, used as it is")
+    weight_decay: NonNegative = Field(
+        0.0, description="on tensors of two and more dimensions, minus the model's skips"
+    )
+    decay_all: bool = Field(
+        False, description="weight decay on every parameter, as torch's optimizers by themselves"
+    )
+    betas: Pair = Field((0.9, 0.999), description="all but sgd")
+    eps: Positive = Field(1e-8, description="all but sgd")
+    momentum: Fraction = Field(0.9, description="sgd")
+    first_layer: FirstLayer | None = Field(
+        None, description="SGD for it, undecayed; null: as the others"
+    )
+    clip_grad: Positive | None = Field(None, description="global gradient norm limit; null is off")
+    bias_lr: Positive = Field(1.0, description="factor on the learning rate of biases")
+
+
+class Schedule(Section):
+    name: Literal["cosine", "constant", "multistep"] = Field(
+        "cosine", description="after warm-up; the cosine spans the whole run"
+    )
+    milestones: list[Epochs] = Field(
+        [], description="epochs after which multistep multiplies the learning rate"
+    )
+    gamma: Positive = Field(0.1, description="by which it does")
+    epochs: Epochs | None = Field(None, description="length of the run, or")
+    steps: Count | None = Field(None, description="length of the run")
+    warmup_epochs: Annotated[float, Field(ge=0, le=1e6)] | None = Field(
+        None, description="linear warm-up, or"
+    )
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        None, description="linear warm-up"
+    )
+    update: Literal["step", "epoch"] = Field(
+        "step", description="epoch: one lr an epoch, one epoch late, as DeiT's loop"
+    )
+    warmup_lr: NonNegative = Field(0.0, description="learning rate at step 0 of the warm-up")
+    min_lr: NonNegative = Field(0.0, description="floor of the cosine")
+
+
+class Precision(Section):
+    autocast: Literal["bf16", "fp16", "auto"] | None = Field(
+        None,
+        description="mixed precision; null is float32; auto: bf16, on CUDA GPUs without it fp16",
+    )
+    compile: bool = Field(
+        False, description="torch.compile the model for training; minutes at the start"
+    )
+
+
+class Ema(Section):
+    decay: Fraction | None = Field(
+        None, description="of the weights' moving average; null keeps none"
+    )
+
+
+class Evaluate(Section):
+    every_epochs: Epochs | None = Field(None, description="and always at the end, or")
+    every_steps: Count | None = Field(None, description="and always at the end")
+    batch_size: Count = Field(256, description="images per process and forward")
+    crop: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="centre crop as a fraction of the resized side"
+    )
+    pictures: Annotated[int, Field(ge=0)] = Field(
+        0, description="task detect: images drawn with their detections"
+    )
+
+
+class Save(Section):
+    every_epochs: Epochs | None = Field(None, description="and always at the end, or")
+    every_steps: Count | None = Field(None, description="and always at the end")
+    keep: Count = Field(2, description="newest checkpoints kept")
+    background: bool = Field(
+        False, description="write while training goes on; costs a copy of the state in memory"
+    )
+
+
+class Log(Section):
+    every_steps: Count = Field(
+        50, description="steps between two log lines, each a read of the device"
+    )
+    trackers: list[Literal["tensorboard"]] = Field([], description="beside metrics.jsonl")
+    peak_tflops: Positive | None = Field(
+        None,
+        description="TFLOP/s of a device that MFU is measured against; null takes that of known GPUs",
+    )
+    profile: Count | None = Field(
+        None, description="first of three steps of which a profiler trace is written"
+    )
+
+
+class Faults(Section):
+    timeout: Positive = Field(
+        600.0, description="seconds until a silent process is named and the run ends"
+    )
+    skip_steps: list[Count] = Field(
+        [], description="steps, as a log names them, whose batch and update are left out"
+    )
+
+
+class Expect(Section):
+    top1: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="percent, final; null is unknown"
+    )
+    map07: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="percent, final; task detect"
+    )
+    source: str | None = Field(None, description="where that number comes from")
+    cost: str | None = Field(None, description="time on named hardware")
+    published: str | None = Field(
+        None, description="key of the published curve that the run is held against"
+    )
+
+
+class Recipe(Section):
+    about: str = Field(description="one line: what it is")
+    task: Literal["classify", "detect"] = Field(
+        "classify", description="what the model learns to do"
+    )
+    model: Model
+    data: Data
+    batch: Batch
+    augment: Augment = Augment()
+    mix: Mix = Mix()
+    loss: Loss | None = Field(None, description="task classify")
+    detect: FasterRcnn | None = Field(None, description="task detect")
+    optim: Optim
+    schedule: Schedule
+    precision: Precision = Precision()
+    ema: Ema = Ema()
+    evaluate: Evaluate = Evaluate()
+    save: Save = Save()
+    log: Log = Log()
+    faults: Faults = Faults()
+    expect: Expect = Expect()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="of every random draw of the run"
+    )
+
+    _name: str = PrivateAttr("")
+    _origins: dict[tuple[str, ...], str] = PrivateAttr({})
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self._name
+
+    @property
+    def headline(self) -> str:
+        """The metric that decides which evaluation is the best; percent."""
+        return {"classify": "top1", "detect": "map07"}[self.task]
+
+    @property
+    def expected(self) -> float | None:
+        """What the headline metric should reach; null is unknown."""
+        return getattr(self.expect, self.headline)

@@ -1,0 +1,192 @@
+"""Runs read back from their folders: curves, groups over seeds, and what one recipe gains over another."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from deit_tract.common.errors import UserError
+from deit_tract.recipe.describe import differences
+from deit_tract.recipe.resolve import Recipe, load_recipe
+from deit_tract.train.log import read_metrics
+
+Points = list[tuple[float, float]]  # (epoch, value), epochs rising
+
+
+@dataclass(eq=False)
+class RunRecord:
+    """What one run wrote; `name` tells it from those it is compared with."""
+
+    name: str
+    recipe: Recipe
+    metrics: list[dict]
+    summary: dict
+
+    def curve(self, key: str) -> Points:
+        return [(record["epoch"], record[key]) for record in self.metrics if key in record]
+
+    @cached_property
+    def score(self) -> Points:
+        """The task's headline metric, top-1 or mAP07, in percent at each evaluation."""
+        return self.curve(self.recipe.headline)
+
+    @property
+    def finished(self) -> bool:
+        return self.summary["exit"] == "finished" and bool(self.score)
+
+
+@dataclass(eq=False)
+class Group:
+    """Runs of one recipe, told apart by their seeds."""
+
+    runs: list[RunRecord]
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.runs[0].recipe
+
+    @property
+    def title(self) -> str:
+        """What its score is called."""
+        return {"top1": "top-1", "map07": "mAP07"}[self.recipe.headline]
+
+    @property
+    def name(self) -> str:
+        others = len(self.runs) - 1
+        return self.runs[0].name + (f" +{others}" if others else "")
+
+    @cached_property
+    def by_seed(self) -> dict[int, RunRecord]:
+        """The finished runs, the first of each seed, seeds rising."""
+        first = {run.recipe.seed: run for run in reversed(self.runs) if run.finished}
+        return dict(sorted(first.items()))
+
+    @property
+    def finals(self) -> list[float]:
+        """Final top-1 or mAP07 (percent) of each seed."""
+        return [run.score[-1][1] for run in self.by_seed.values()]
+
+
+def read_runs(folders: list[Path]) -> list[RunRecord]:
+    """The run of each folder, named by what tells the folders apart. Raises UserError where one holds none."""
+    paths = [folder.resolve() for folder in folders]
+    above = os.path.commonpath([path.parent for path in paths])
+    runs = []
+    for path, folder in zip(paths, folders, strict=True):
+        if paths.count(path) > 1:
+            raise UserError(folder, "is given twice", "name each run once")
+        if not (path / "recipe.yaml").exists():
+            raise UserError(folder, "holds no run", "give a folder that train.py wrote")
+        file = path / "summary.json"
+        summary = json.loads(file.read_text()) if file.exists() else {"exit": "running or killed"}
+        recipe = load_recipe(str(path / "recipe.yaml"))
+        runs.append(RunRecord(str(path.relative_to(above)), recipe, read_metrics(path), summary))
+    return runs
+
+
+def differing(one: Recipe, other: Recipe) -> set[str]:
+    """The keys that decide the result and differ, apart from the seed."""
+    return {line.partition(":")[0] for line in differences(one, other)} - {"seed"}
+
+
+def grouped(runs: list[RunRecord]) -> list[Group]:
+    """Runs of one recipe together, whatever their seeds; in the order they are given."""
+    groups: list[Group] = []
+    for run in runs:
+        same = next((group for group in groups if not differing(group.recipe, run.recipe)), None)
+        if same is None:
+            groups.append(Group([run]))
+        else:
+            same.runs.append(run)
+    return groups
+
+
+class Spread(NamedTuple):
+    """Mean, standard deviation (n - 1) and the 95 % t interval of the mean; of a single value the mean alone."""
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+def spread(values: list[float]) -> Spread:
+    """Of one or more values."""
+    center, n = fmean(values), len(values)
+    if n == 1:
+        return Spread(center, None, None, None)
+    from scipy.stats import t
+
+    sd = stdev(values)
+    half = float(t.ppf(0.975, n - 1)) * sd / n**0.5
+    return Spread(center, sd, center - half, center + half)
+
+
+def gains(base: Group, other: Group) -> dict[int, float]:
+    """Final top-1 or mAP07 of `other` minus that of `base` (points) by seed, for the seeds that both have finished."""
+    return {
+        seed: other.by_seed[seed].score[-1][1] - run.score[-1][1]
+        for seed, run in base.by_seed.items()
+        if seed in other.by_seed
+    }
+
+
+def gains_by_epoch(base: Group, other: Group) -> dict[float, dict[int, float]]:
+    """Top-1 of `other` minus that of `base` (points) by epoch and seed, for the evaluations that all of them have."""
+    seeds = gains(base, other)
+    curves = {seed: [dict(group.by_seed[seed].score) for group in (base, other)] for seed in seeds}
+    common = (
+        set.intersection(*(set(curve) for pair in curves.values() for curve in pair))
+        if curves
+        else set()
+    )
+    return {
+        epoch: {seed: ours[epoch] - plain[epoch] for seed, (plain, ours) in curves.items()}
+        for epoch in sorted(common)
+    }
+
+
+def epochs_saved(base: Group, other: Group) -> dict[int, float | None]:
+    """By seed, how many epochs before its end the run of `other` is at the final top-1 of `base`; None: never."""
+    saved = {}
+    for seed in gains(base, other):
+        final, target = base.by_seed[seed].score[-1]
+        epoch = reached(other.by_seed[seed].score, target)
+        saved[seed] = None if epoch is None else final - epoch
+    return saved
+
+
+def mean_curve(curves: list[Points]) -> Points:
+    """The mean of one or more curves at the epochs that all of them have."""
+    tables = [dict(points) for points in curves]
+    common = [epoch for epoch, _ in curves[0] if all(epoch in values for values in tables)]
+    return [(epoch, fmean(values[epoch] for values in tables)) for epoch in common]
+
+
+def reached(points: Points, target: float) -> float | None:
+    """The epoch at which a curve is first at `target` or above, on straight lines between its points."""
+    if points and points[0][1] >= target:
+        return points[0][0]
+    for (left, low), (right, high) in pairwise(points):
+        if high >= target:  # and low < target, else it had been reached before
+            return left + (right - left) * (target - low) / (high - low)
+    return None
+
+
+def at(points: Points, epoch: float, tolerance: float) -> tuple[float, str] | None:
+    """A curve's value at an epoch, and how it was had.
+
+    The point at that epoch (""), else on the straight line between the points before and after ("~"); before the first
+    and after the last point that one if it is within the tolerance ("@7" for that of epoch 7), else None.
+    """
+    for (left, low), (right, high) in pairwise(points):
+        if left < epoch < right:
+            return low + (high - low) * (epoch - left) / (right - left), "~"
+    near = min(points, key=lambda point: abs(point[0] - epoch), default=None)
+    if near is None or abs(near[0] - epoch) > tolerance:
+        return None
+    return near[1], "" if near[0] == epoch else f"@{near[0]:.4g}"

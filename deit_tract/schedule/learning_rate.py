@@ -1,0 +1,38 @@
+"""The learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Callable
+
+from deit_tract.common.errors import UserError
+from deit_tract.recipe.settings.recipe import Recipe
+from deit_tract.schedule.durations import in_steps, total_steps
+
+
+def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
+    """lr(step) for step = 0, 1, ...: linear warm-up, then a cosine over the whole run (warm-up not prefixed).
+
+    With schedule.update "epoch" an epoch has one rate, that of the start of the epoch before: DeiT's main.py steps
+    timm's scheduler with the epoch that has ended, so epochs 0 and 1 both run at the first rate and all later ones lag.
+    """
+    schedule, peak = recipe.schedule, recipe.optim.lr
+    total = total_steps(schedule, steps_per_epoch)
+    warmup = in_steps(schedule, "warmup_", steps_per_epoch) or 0
+    if warmup > total:
+        raise UserError("schedule", f"warm-up of {warmup} steps in a run of {total}", "shorten it")
+
+    def lr(step: int) -> float:
+        if schedule.update == "epoch":
+            step = max(step // steps_per_epoch - 1, 0) * steps_per_epoch
+        if step < warmup:
+            return schedule.warmup_lr + (peak - schedule.warmup_lr) * step / warmup
+        if schedule.name == "constant":
+            return peak
+        if schedule.name == "multistep":
+            return peak * schedule.gamma ** sum(
+                step >= round(epoch * steps_per_epoch) for epoch in schedule.milestones
+            )
+        return (
+            schedule.min_lr + (peak - schedule.min_lr) * (1 + math.cos(math.pi * step / total)) / 2
+        )
+
+    return lr

@@ -1,0 +1,153 @@
+"""What a run says: its folder's files, the progress line, trackers, the clock. Only process 0 writes."""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from deit_tract.common.files import disk_errors, write_atomic
+from deit_tract.recipe import published
+from deit_tract.train.clock import Clock
+
+
+class RunLog:
+    """metrics.jsonl, summary.json, the progress line and trackers of one run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        headline: str,
+        start: int,
+        total: int,
+        best: dict | None,
+        published_key: str | None = None,
+    ):
+        """Go on at step `start` of `total`. Raises UserError where nothing is published under `published_key`."""
+        self.folder, self.accelerator, self.headline = folder, accelerator, headline
+        self.total, self.best = total, best
+        self.published = published.find(published_key) if published_key else None
+        self.final: dict | None = None
+        self.main = accelerator.is_main_process
+        self._bar = None
+        if self.main:
+            self._cut(start)
+            if sys.stderr.isatty():
+                self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def _cut(self, start: int) -> None:
+        """Drop what a killed run wrote after the checkpoint that this one goes on from."""
+        kept = [record for record in read_metrics(self.folder) if record["step"] <= start]
+        write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        evaluations = [record for record in kept if self.headline in record]
+        self.final = evaluations[-1] if evaluations else None
+
+    def record(self, values: dict) -> None:
+        """One line of metrics.jsonl, and to the trackers."""
+        if not self.main:
+            return
+        with disk_errors(self._metrics, "free some space and run the same command again"):
+            with open(self._metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        self.accelerator.log(numbers, step=values["step"])
+
+    def progress(self, values: dict, batch_size: int) -> None:
+        """The line a person watches: epoch, step, loss, lr, images/s, wait for data, time left."""
+        if not self.main:
+            return
+        self.record(values)
+        parts = (
+            f"epoch {values['epoch']:.2f}",
+            f"loss {values['loss']:.4f}",
+            f"lr {values['lr']:.2e}",
+            f"{values['images_per_s']:.0f} img/s",
+            f"wait {100 * values['data_wait']:.0f}%",
+            *([f"MFU {100 * values['mfu']:.0f}%"] if values.get("mfu") is not None else []),
+            *([f"{values['memory_gib']:.1f} GiB"] if "memory_gib" in values else []),
+            *self._standing(self.final),
+        )
+        if self._bar is not None:
+            self._bar.update(values["step"] - self._bar.n)
+            self._bar.set_postfix_str(", ".join(parts))
+        else:
+            left = timedelta(
+                seconds=round((self.total - values["step"]) * batch_size / values["images_per_s"])
+            )
+            self.say(", ".join((f"step {values['step']}/{self.total}", *parts, f"{left} left")))
+
+    def evaluation(self, values: dict) -> None:
+        """The metrics of an evaluation; the best by the task's headline metric is remembered."""
+        near = self._near(values)
+        if near is not None:
+            values = values | {"published_top1": near[1]}
+        self.final = values
+        if self.best is None or values[self.headline] > self.best[self.headline]:
+            self.best = values
+        self.record(values)
+        standing = self._standing(values)
+        apart = ("step", "epoch", *(("top1", "published_top1") if standing else ()))
+        numbers = {
+            k: v for k, v in values.items() if isinstance(v, int | float)
+        }  # not the classes' own
+        shown = [*standing, *(f"{k} {v:.3f}" for k, v in numbers.items() if k not in apart)]
+        self.say(f"step {values['step']}/{self.total}: {', '.join(shown)}")
+
+    def _near(self, values: dict | None) -> tuple[float, float] | None:
+        """The published label nearest to an evaluation and its top-1; None where nothing is published there."""
+        return (
+            self.published.near(values["epoch"])
+            if self.published and values and "top1" in values
+            else None
+        )
+
+    def _standing(self, values: dict | None) -> list[str]:
+        """`top1 62.90 (published 63.12 at epoch 100, -0.22)` of an evaluation; empty where nothing is published."""
+        near = self._near(values)
+        if near is None:
+            return []
+        epoch, top1 = near
+        return [
+            f"top1 {values['top1']:.2f} (published {top1:.2f} at epoch {epoch:g}, {values['top1'] - top1:+.2f})"
+        ]
+
+    def say(self, line: str) -> None:
+        if self.main:
+            tqdm.write(line)  # keeps clear of the bar
+            sys.stdout.flush()
+
+    def close(self, step: int, clock: Clock, exit: str) -> dict:
+        """Write summary.json: the last and the best evaluation, steps, seconds, how it ended."""
+        seconds = clock.now()
+        summary = {
+            "final": self.final,
+            "best": self.best,
+            "steps": step,
+            "exit": exit,
+            "seconds": round(sum(seconds.values()), 3),
+            "seconds_by_part": seconds,
+        }
+        if self.main:
+            if self._bar is not None:
+                self._bar.close()
+            write_atomic(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        return summary
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The records of a run's metrics.jsonl; a last line cut off by a crash is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
