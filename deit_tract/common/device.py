@@ -1,9 +1,11 @@
-"""The way to a device."""
+"""Copying tensors to a device."""
 
 import torch
 from torch import Tensor
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host's tensor on the device, without waiting for it: from pageable memory CUDA may wait for the stream."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    """Copy a CPU tensor to the device without waiting: CUDA may wait for unpinned memory."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,15 +1,14 @@
-"""The one exception for mistakes of the person who runs the trainer."""
+"""The exception for mistakes of the person who runs the trainer."""
 
 from deit_tract.common.text import on_one_line
 
 
 class UserError(Exception):
-    """Ends a run with one line, `WHERE: WHAT; WHAT INSTEAD`, and no traceback (see `cli.main`)."""
+    """End a run with one line, `WHERE: WHAT; WHAT INSTEAD`, and no traceback (see `cli.main`)."""
 
     def __init__(self, where: object, what: str, instead: str = ""):
-        super().__init__(
-            str(where), what, instead
-        )  # kept as arguments, so that it survives pickling in a worker
+        # kept as arguments, so that the error survives pickling in a worker
+        super().__init__(str(where), what, instead)
 
     def __str__(self) -> str:
         where, what, instead = self.args

@@ -1,4 +1,4 @@
-"""Files written atomically, and disk errors as one line."""
+"""Atomic writes, and disk errors as one line."""
 
 import errno
 import hashlib
@@ -9,16 +9,9 @@ from pathlib import Path
 
 from deit_tract.common.errors import UserError
 
-_DISK = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EIO,
-}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_DISK = _FULL | _DENIED | {errno.EIO}
 
 
 @contextmanager
@@ -33,15 +26,18 @@ def disk_errors(path: Path, instead: str) -> Iterator[None]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's text in one step: readers see the old one or the new one."""
+    """Replace a file's text in one step: a reader sees either the old text or the new."""
     temporary = path.with_name(f".{path.name}.tmp")
     with disk_errors(path, "free some space or choose another --output"):
         write_through(temporary, text.encode())
         os.replace(temporary, path)
 
 
-def write_through(path: Path, data: bytes) -> list:
-    """Write a file through to the disk and return its digest; the libraries' own writers hide what the disk says."""
+def write_through(path: Path, data: bytes) -> list[int | str]:
+    """Write and fsync a file, and return its size and SHA-256.
+
+    Used instead of the libraries' own writers, which hide the error of a full disk.
+    """
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -50,7 +46,7 @@ def write_through(path: Path, data: bytes) -> list:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder last, not just the files' contents."""
+    """Fsync a folder, so that the names in it last and not just the contents of its files."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

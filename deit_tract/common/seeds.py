@@ -1,4 +1,4 @@
-"""Seeds: every random draw has one of its own, derived from what it is for."""
+"""Seeds: each random draw has its own, derived from what the draw is for."""
 
 import random
 import struct
@@ -9,15 +9,18 @@ import torch
 
 
 def derive(seed: int, purpose: str, *numbers: int) -> int:
-    """A 63-bit seed for one purpose and place, e.g. derive(0, "lane", step, lane). The same on every platform."""
+    """Return a 63-bit seed for one purpose and place, e.g. derive(0, "lane", step, lane).
+
+    It is the same on every platform.
+    """
     data = purpose.encode() + struct.pack(f"<{1 + len(numbers)}q", seed, *numbers)
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little") >> 1
 
 
 def seed_generators(seed: int, device: torch.device | None = None) -> None:
-    """Seed what a transform or a layer may draw from: `random`, numpy, torch's CPU generator and the device's.
+    """Seed all generators a transform or layer may use: `random`, numpy, torch's CPU and the device's.
 
-    Not torch.manual_seed, which takes 0.7 ms in a CUDA build.
+    Not by torch.manual_seed, which takes 0.7 ms in a CUDA build.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
