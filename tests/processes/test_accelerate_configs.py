@@ -1,0 +1,51 @@
+"""The shipped configurations of accelerate launch: what each asks for, and that they train; gpu1 in test_submit.py."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from deit_tract.train import log
+from tests.helpers import ROOT
+from tests.helpers.accelerate_configs import FOLDER
+from tests.helpers.processes import finish, free_port, sets
+from tests.helpers.runs import losses, short, train
+
+
+def launcher(name: str, *words: str) -> subprocess.Popen:
+    """accelerate launch with a shipped file, on the CPU."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / f"{name}.yaml"), *words],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return losses(train(tmp_path_factory.mktemp("alone"), *short(20)))
+
+
+def test_two_processes_on_the_cpu(tmp_path, alone):
+    script = ["train.py", "--recipe", "quickstart", "--output", str(tmp_path), *sets(short(20))]
+    code, out, err = finish(launcher("cpu", f"--main_process_port={free_port()}", *script))
+    assert code == 0 and "on 2 process(es), cpu" in out, err
+    assert len(alone) == 20 and losses(log.read_metrics(tmp_path)) == pytest.approx(
+        alone, rel=0, abs=5e-6
+    )
+
+
+def test_two_nodes_on_one_machine(tmp_path, alone):
+    script = ["train.py", "--recipe", "quickstart", "--output", str(tmp_path), *sets(short(20))]
+    both = [
+        "--num_machines=2",
+        "--num_processes=2",
+        "--main_process_ip=127.0.0.1",
+        f"--main_process_port={free_port()}",
+    ]
+    nodes = [launcher("nodes", *both, f"--machine_rank={rank}", *script) for rank in (1, 0)]
+    (code, silent, err), (code0, out, err0) = (finish(node) for node in nodes)
+    assert (code, code0) == (0, 0), err + err0
+    assert "on 2 process(es), cpu" in out and silent == "", "only process 0 speaks"
+    assert losses(log.read_metrics(tmp_path)) == pytest.approx(alone, rel=0, abs=5e-6)

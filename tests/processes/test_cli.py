@@ -1,0 +1,21 @@
+"""The commands: what a mistake prints, and what --list, --explain and --schema show."""
+
+from tests.helpers.processes import run, sets
+from tests.helpers.runs import short
+
+
+def test_the_real_command_prints_one_line_too(tmp_path):
+    code, _, err = run("--recipe", "quickstart", "--set", "optim.lrr=1")
+    assert (code, err) == (
+        2,
+        "error: --set optim.lrr=1: no such key 'optim.lrr'; did you mean 'lr'?\n",
+    )
+    code, out, err = run("--recipe", "quickstart", "--output", str(tmp_path), *sets(short(2)))
+    assert code == 0 and "Traceback" not in err
+    assert out.splitlines()[0].startswith("quickstart: ") and out.splitlines()[-1].startswith(
+        "finished: top1 "
+    )
+    code, _, err = run(
+        "--recipe", "quickstart", "--output", str(tmp_path), *sets(short(2, "seed=1"))
+    )
+    assert code == 2 and "holds a run of another recipe (seed: 0 -> 1)" in err.splitlines()[-1]

@@ -1,0 +1,236 @@
+"""What may happen to a run: signals, kills, a process that hangs, broken files, a number that is none, a second job."""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from deit_tract.common.errors import UserError
+from deit_tract.data.loader import Replaced, Views, checked, loader
+from deit_tract.data.stream import View
+from deit_tract.train import log
+from deit_tract.train.folder import Lock
+from tests.helpers import ROOT
+from tests.helpers.faults import state
+from tests.helpers.processes import command, environment, finish, kill, run, sets, workers, worlds
+from tests.helpers.runs import losses, short
+
+
+def started(folder, overrides, step: int, processes: int = 1, timeout: float = 240):
+    """A run in real processes that has passed `step`."""
+    process = command(
+        "--recipe", "quickstart", "--output", str(folder), *sets(overrides), processes=processes
+    )
+    deadline = time.time() + timeout
+    while not any(record["step"] >= step for record in log.read_metrics(folder)):
+        assert time.time() < deadline and process.poll() is None, finish(process, 1)
+        time.sleep(0.01)
+    return process
+
+
+def again(folder, overrides, processes: int = 1):
+    return run(
+        "--recipe", "quickstart", "--output", str(folder), *sets(overrides), processes=processes
+    )
+
+
+@pytest.mark.parametrize("processes, number", [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_a_signal_to_one_process_saves_and_stops_all(tmp_path, processes, number):
+    overrides = short(150)
+    process = started(tmp_path / "a", overrides, 5, processes)
+    target = process if processes == 1 else workers(process)[1]
+    target.send_signal(number)
+    code, out, _ = finish(process)
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["exit"] == "preempted" and 5 <= summary["steps"] < 150
+    assert f"preempted: saved step {summary['steps']}" in out
+    assert code == (75 if processes == 1 else 1), "a launcher makes every code 1"
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == [
+        f"step_{summary['steps']:08d}"
+    ]
+    code, out, err = again(tmp_path / "a", overrides, processes)
+    assert code == 0 and f"from step {summary['steps']}" in out, err
+    again(tmp_path / "b", overrides, processes)
+    assert state(tmp_path / "a", 150) == state(tmp_path / "b", 150)
+
+
+def test_the_exact_switch_gives_the_same_bits_on_any_number_of_processes(tmp_path):
+    """1, 2, 3, 4 and 8 processes for 8 lanes, and a run that changes from 3 to 2."""
+    overrides = short(12, "batch.exact=true", "batch.lanes=8", "save.every_steps=6", "save.keep=3")
+    inexact = [value for value in overrides if "exact" not in value]
+    jobs = [(str(processes), processes, overrides) for processes in (1, 2, 3, 4, 8)]
+    worlds(tmp_path, [*jobs, ("summed by the network", 8, inexact)])
+    shutil.copytree(tmp_path / "3", tmp_path / "3 to 2")
+    shutil.rmtree(tmp_path / "3 to 2" / "checkpoints" / "step_00000012")
+    worlds(tmp_path, [("3 to 2", 2, overrides)])
+    expected = losses(log.read_metrics(tmp_path / "1"))
+    assert len(expected) == 12
+    for name in ("2", "3", "4", "8", "3 to 2"):
+        assert state(tmp_path / name, 12) == state(tmp_path / "1", 12), name
+        assert losses(log.read_metrics(tmp_path / name)) == expected
+    assert losses(log.read_metrics(tmp_path / "summed by the network")) == pytest.approx(
+        expected, rel=0, abs=5e-6
+    )
+
+
+def test_kill_9_of_one_of_two_processes(tmp_path):
+    """Three rounds of the script that a person runs with twenty."""
+    words = [sys.executable, str(ROOT / "tests" / "long" / "kill_rounds.py"), "--rounds", "3"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "3 of 3 equal", (
+        done.stdout + done.stderr
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_is_named(tmp_path, rank):
+    process = started(tmp_path, short(400, "faults.timeout=4"), 5, processes=2)
+    hung = workers(process)[rank]
+    hung.send_signal(signal.SIGSTOP)
+    lines = iter(process.stderr.readline, "")
+    error = next((line for line in lines if line.startswith("error: ")), "none")
+    kill(process)
+    finish(process)
+    assert (
+        f"process {rank} (host " in error
+        and f"pid {hung.pid}) did not answer: gone, or hanging for 4 s" in error
+    )
+    assert error.startswith("error: " if rank else "error: process 1: ")
+
+
+def test_a_second_job_in_the_folder_is_refused_until_the_first_is_gone(tmp_path):
+    overrides = short(2000)
+    process = started(tmp_path, overrides, 1)
+    code, _, err = again(tmp_path, overrides)
+    assert (
+        code == 2
+        and f"a run is going on here (host {os.uname().nodename}, pid {process.pid})" in err
+    )
+    assert process.poll() is None
+    kill(process)
+    finish(process)
+    lock = Lock(tmp_path)
+    lock.take()  # no error: the lock went with its process
+    lock.release()
+
+
+def test_a_loader_process_that_dies_ends_the_run_in_one_line(tmp_path):
+    process = started(tmp_path, short(2000, "data.workers=2"), 2)
+    psutil.Process(process.pid).children()[0].kill()
+    code, _, err = finish(process)
+    assert (
+        code == 2 and "error: data.workers: a loader process died" in err and "Traceback" not in err
+    ), err
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(tmp_path):
+    """A limit on the size of files stands for the disk: the second checkpoint does not fit."""
+    overrides = short(12, "save.every_steps=4")
+    assert again(tmp_path / "a", overrides)[0] == 0
+    largest = max(path.stat().st_size for path in (tmp_path / "a").rglob("optimizer.pt"))
+    process = started(tmp_path / "b", short(12, "save.every_steps=4", "data.workers=0"), 4)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1))
+    code, _, err = finish(process)
+    assert code == 2 and "step_0000" in err and "cannot be written (File too large)" in err, err
+    assert "Traceback" not in err
+    code, _, err = again(tmp_path / "b", overrides)
+    assert code == 0, err
+    assert state(tmp_path / "b", 12) == state(tmp_path / "a", 12)
+
+
+class Broken:
+    """Twelve images of which some cannot be read."""
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise UserError(f"{index}.png", "cannot be read as an image")
+        return np.full(3, index), index
+
+
+def read(bad, workers=0, limit=3):
+    views = Views(Broken(bad), lambda image: image + np.random.random(), replace=True)
+    keys = [[View(index, 100 + index) for index in range(4 * b, 4 * b + 4)] for b in range(3)]
+    replaced = Replaced(limit)
+    return list(checked(loader(views, keys, workers, False), replaced)), replaced
+
+
+def test_an_unreadable_image_is_replaced_by_another_the_same_everywhere(capsys):
+    (batches, replaced), (others, _) = read({2, 7}), read({2, 7}, workers=2)
+    assert replaced.errors == {
+        "2.png: cannot be read as an image",
+        "7.png: cannot be read as an image",
+    }
+    assert (
+        "warning: 2.png: cannot be read as an image; replaced (1 of at most 3)"
+        in capsys.readouterr().err
+    )
+    assert all(
+        (a == b).all()
+        for one, two in zip(batches, others, strict=True)
+        for a, b in zip(one, two, strict=True)
+    )
+    labels = [label for batch in batches for label in batch[1].tolist()]
+    assert [label for index, label in enumerate(labels) if index not in (2, 7)] == [
+        index for index in range(12) if index not in (2, 7)
+    ]
+    assert not {2, 7} & set(labels)
+    plain = Views(Broken({7}), lambda image: image + np.random.random())[View(0, 100)]
+    assert (plain[0] == batches[0][0][0].numpy()).all(), "a good image is as without the setting"
+
+
+def test_too_many_unreadable_images_end_the_run():
+    with pytest.raises(
+        UserError, match=r"data.skip_unreadable: 4 images cannot be read; the last: 9.png"
+    ):
+        read({1, 3, 8, 9})
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        read(set(range(12)), limit=100)
+
+
+def test_unreadable_photos_are_counted_over_processes_and_restarts(tmp_path):
+    for part in ("train", "val"):
+        for kind in ("a", "b"):
+            (tmp_path / "data" / part / kind).mkdir(parents=True)
+            for index in range(8):
+                pixels = np.full((20, 20, 3), 10 * index, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / part / kind / f"{index}.png")
+    for name in ("a/1.png", "b/3.png"):
+        (tmp_path / "data" / "train" / name).write_bytes(b"not an image")
+    overrides = [
+        "data.workers=1", "data.classes=2", "batch.size=8", "batch.lanes=2", "augment.repeats=1", "model.args.depth=1",
+        "schedule.steps=6", "schedule.warmup_steps=1", "log.every_steps=1", "save.every_steps=3",
+    ]  # fmt: skip
+    words = ("--recipe", "folder_vit_ti", "--data-dir", str(tmp_path / "data"))
+    weights = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        code, _, err = run(*words, "--output", str(folder), *sets(overrides), processes=processes)
+        assert code != 0 and "cannot be read as an image" in err
+        allowed = sets([*overrides, "data.skip_unreadable=2"])
+        code, _, err = run(*words, "--output", str(folder), *allowed, processes=processes)
+        assert code == 0 and "replaced (1 of at most 2)" in err, err
+        assert log.read_metrics(folder)[-2]["replaced"] == 2
+        weights.append(load_file(folder / "checkpoints" / "step_00000006" / "model.safetensors"))
+        progress = json.loads(
+            (folder / "checkpoints" / "step_00000006" / "progress.json").read_text()
+        )
+        assert len(progress["replaced"]) == 2
+    assert max((weights[0][key] - weights[1][key]).abs().max() for key in weights[0]) < 1e-4

@@ -1,0 +1,28 @@
+"""Training in one process: log, evaluation, EMA, resume to the bit, and a stop when the loss is no number."""
+
+import signal
+
+from deit_tract.train import log
+from tests.helpers.loop import same, wait_for_step, weights
+from tests.helpers.processes import command, finish, kill, run, sets
+from tests.helpers.runs import VOLATILE, short, train
+
+
+def test_kill_9_in_the_middle_of_an_epoch_and_the_same_command_again(tmp_path):
+    overrides = short(60, "save.every_steps=7", "evaluate.every_steps=25", "ema.decay=0.99")
+    whole = train(tmp_path / "whole", *overrides)
+    arguments = ["--recipe", "quickstart", "--output", str(tmp_path / "killed"), *sets(overrides)]
+    for step in (12, 33):  # of 20 an epoch; each between two checkpoints
+        process = command(*arguments)
+        wait_for_step(tmp_path / "killed", process, step)
+        kill(process)
+        assert finish(process)[0] == -signal.SIGKILL
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    assert "from step" in out
+    for name in ("model", "ema"):
+        assert same(weights(tmp_path / "whole", 60, name), weights(tmp_path / "killed", 60, name))
+    again = log.read_metrics(tmp_path / "killed")
+    assert [{k: v for k, v in r.items() if k not in VOLATILE} for r in again] == [
+        {k: v for k, v in r.items() if k not in VOLATILE} for r in whole
+    ]

@@ -1,0 +1,122 @@
+"""Optimizers: decay groups on the bare model, LAMB against float64, the learning rate at chosen steps."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from deit_tract.common.errors import UserError
+from deit_tract.models.build import build_model
+from deit_tract.optim.build import build_optimizer, clip_gradients
+from deit_tract.recipe.resolve import Recipe, load_recipe
+from deit_tract.schedule.learning_rate import learning_rate
+from tests.helpers.optim import lamb_float64
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe("quickstart", overrides)
+
+
+def test_vectors_biases_and_the_models_skips_are_not_decayed():
+    settings = recipe()
+    model = build_model(settings)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = build_optimizer(settings.optim, model).param_groups
+    plain, decayed = ({names[id(p)] for p in group["params"]} for group in groups)
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.05]
+    blocks = [
+        f"blocks.{i}.{layer}.weight"
+        for i in range(3)
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    ]
+    assert decayed == {"patch_embed.proj.weight", "head.weight", *blocks}
+    assert {"pos_embed", "patch_embed.proj.bias", "blocks.0.ls1.gamma"} <= plain
+    assert len(plain) + len(decayed) == len(names)
+
+
+def test_vit_small_splits_126_to_50():
+    settings = load_recipe("vit_s_800ep_tract")
+    plain, decayed = build_optimizer(settings.optim, build_model(settings)).param_groups
+    assert (len(plain["params"]), len(decayed["params"])) == (126, 50)
+    assert (plain["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 10.0])
+def test_lamb_is_the_float64_statement(scale):
+    torch.manual_seed(0)
+    settings = recipe("optim.lr=0.01")
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 3))
+    start = [p.detach().clone() for p in model.parameters()]
+    optimizer = build_optimizer(settings.optim, model)
+    grads_per_step = [[torch.randn_like(p) * scale for p in model.parameters()] for _ in range(20)]
+    for grads in grads_per_step:
+        for p, g in zip(model.parameters(), grads, strict=True):
+            p.grad = g.clone()
+        clip_gradients(settings.optim, model)
+        optimizer.step()
+    expected = lamb_float64(start, grads_per_step, 0.01, [0.05, 0, 0.05, 0], clip=1.0)
+    for p, w in zip(model.parameters(), expected, strict=True):
+        assert (p.double() - w).norm() / w.norm() < 2e-6
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_clipping_is_global_and_reports_the_norm_before(name):
+    model = torch.nn.Linear(3, 2)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 2.0)
+    norm = clip_gradients(recipe(f"optim.name={name}", "optim.clip_grad=0.5").optim, model)
+    assert norm.item() == pytest.approx(2 * math.sqrt(8))
+    clipped = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert clipped.norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("lamb", "1e-3"), ("sgd", "null")])
+def test_gradients_are_left_alone_where_the_optimizer_clips_or_nothing_does(name, limit):
+    model = torch.nn.Linear(3, 2)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    before = copy.deepcopy([p.grad for p in model.parameters()])
+    clip_gradients(recipe(f"optim.name={name}", f"optim.clip_grad={limit}").optim, model)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
+
+
+def test_optimizers_get_the_recipes_values():
+    model = torch.nn.Linear(3, 2)
+    sgd = build_optimizer(recipe("optim.name=sgd", "optim.momentum=0.7").optim, model)
+    adamw = build_optimizer(
+        recipe("optim.name=adamw", "optim.betas=[0.8,0.9]", "optim.eps=1e-5").optim, model
+    )
+    assert sgd.defaults["momentum"] == 0.7
+    assert (adamw.defaults["betas"], adamw.defaults["eps"]) == ((0.8, 0.9), 1e-5)
+
+
+def test_cosine_spans_the_run_and_warm_up_is_cut_out_of_it():
+    lr = learning_rate(
+        recipe("optim.lr=1", "schedule.steps=100", "schedule.warmup_steps=10", "schedule.warmup_lr=0.5",
+               "schedule.min_lr=0.1"), 20)  # fmt: skip
+    assert (lr(0), lr(5)) == (0.5, 0.75)
+    assert lr(10) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 0.1)) / 2)
+    assert lr(50) == pytest.approx(0.55)
+    assert lr(100) == pytest.approx(0.1)
+
+
+def test_durations_in_epochs_and_steps_are_the_same_schedule():
+    epochs = learning_rate(recipe("schedule.epochs=5", "schedule.warmup_epochs=0.5"), 20)
+    steps = learning_rate(recipe("schedule.steps=100", "schedule.warmup_steps=10"), 20)
+    assert [epochs(s) for s in range(100)] == [steps(s) for s in range(100)]
+
+
+def test_a_constant_schedule_stays_at_the_peak():
+    lr = learning_rate(
+        recipe("schedule.name=constant", "schedule.steps=9", "schedule.warmup_steps=0"), 20
+    )
+    assert {lr(step) for step in range(9)} == {8e-3}
+
+
+@pytest.mark.parametrize(
+    "overrides", [["schedule.epochs=0.01"], ["schedule.steps=10", "schedule.warmup_epochs=2"]]
+)
+def test_a_run_that_rounds_to_nothing_or_a_longer_warm_up_is_refused(overrides):
+    with pytest.raises(UserError, match="schedule"):
+        learning_rate(recipe("schedule.warmup_epochs=0", *overrides), 20)

@@ -1,0 +1,47 @@
+"""tools/export.py: timm loads what it writes to the same weights, logits and pixels; nothing else is touched."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data import ImageNetInfo
+
+from deit_tract.recipe.describe import explain
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.results import export
+
+
+@given(st.integers(4, 600), st.floats(0.05, 1))
+def test_timms_crop_has_our_rounding(size, crop):
+    fraction = export.crop_pct(size, crop)
+    assert math.floor(size / fraction) == round(size / crop) and fraction == pytest.approx(
+        crop, rel=1 / size
+    )
+    if math.floor(size / crop) == round(size / crop):
+        assert fraction == crop
+
+
+def test_the_place_of_the_data_stays_at_home(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text('base: quickstart\ndata: {name: folder, dir: "/home/jane/photos"}\n')
+    file.write_text(explain(load_recipe(str(file))))
+    assert "jane" in file.read_text()
+    file.write_text(export.shared_recipe(file))
+    assert "jane" not in file.read_text() and load_recipe(str(file)).data.dir is None
+
+
+def test_class_names_are_written_where_they_are_known(tmp_path):
+    assert export.label_names(load_recipe("vit_s_400ep")) == ImageNetInfo().label_names()
+    assert export.label_names(load_recipe("quickstart")) is None
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / part / name / "1.png")
+    photos = load_recipe("folder_vit_ti", ["data.classes=2"], str(tmp_path))
+    assert export.label_names(photos) == ["cat", "dog"]
+    assert (
+        export.label_names(load_recipe("folder_vit_ti", ["data.classes=2"], str(tmp_path / "gone")))
+        is None
+    )

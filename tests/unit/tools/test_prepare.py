@@ -1,0 +1,198 @@
+"""tools/prepare.py: what it finds in a data set, and the sorting of ImageNet's validation images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deit_tract.common.errors import UserError
+from deit_tract.data.sets import imagenet
+from tests.helpers.prepare import (
+    OFFICIAL,
+    prepare,  # noqa: F401 - a fixture
+    tiny,  # noqa: F401 - a fixture
+)
+
+
+def lines(tiny: Path, *more: str) -> Path:
+    """A label file; images 1, 3, 5 are of the second class."""
+    file = tiny / "labels.txt"
+    text = [f"ILSVRC2012_val_{n:08d}.JPEG {OFFICIAL[n % 2]}" for n in range(1, 7)]
+    file.write_text("\n".join([*text, *more, ""]))
+    return file
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_validation_is_sorted_by_class_without_loss(prepare, tiny):
+    before = tree(tiny / "val")
+    code, out, errors = prepare("imagenet", tiny, "--quick", "--fix-val", lines(tiny))
+    assert f"{tiny}/val: 6 images moved into class folders\n" in out
+    moved = {
+        f"{OFFICIAL[n % 2]}/ILSVRC2012_val_{n:08d}.JPEG": before[f"ILSVRC2012_val_{n:08d}.JPEG"]
+        for n in range(1, 7)
+    }
+    assert tree(tiny / "val") == moved
+    assert code == 2 and len(errors) == 6  # it is a part of ImageNet alone
+    assert (
+        f"{tiny}/train: 80 images of 2 classes, 40 each\n{tiny}/val: 6 images of 2 classes, 3 each\n"
+        in out
+    )
+    assert out.endswith(f"imagenet {tiny}: 86 images counted, not decoded; 6 problems\n")
+
+
+def test_every_broken_image_is_listed_and_the_exit_code_is_two(prepare, tiny):
+    imagenet.sort_by_class(tiny / "val", imagenet.read_labels(lines(tiny)))
+    assert prepare("folder", tiny, "--workers", 2)[0] == 0
+    bad = [tiny / "train" / OFFICIAL[0] / f"{OFFICIAL[0]}_{n}.JPEG" for n in (12, 3)]
+    bad += [tiny / "val" / OFFICIAL[1] / "ILSVRC2012_val_00000005.JPEG"]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:150])
+    for workers in (0, 2):
+        code, out, errors = prepare("folder", tiny, "--workers", workers)
+        assert code == 2 and [line.split(":")[1].strip() for line in errors] == [
+            str(path) for path in bad
+        ]
+        assert all("cannot be read as an image" in line for line in errors)
+        assert out.splitlines()[-1] == f"folder {tiny}: 86 images decoded; 3 problems"
+    assert prepare("folder", tiny, "--quick")[0] == 0
+
+
+def test_classes_that_differ_are_a_problem_among_others(prepare, tiny):
+    imagenet.sort_by_class(tiny / "val", imagenet.read_labels(lines(tiny)))
+    (tiny / "val" / OFFICIAL[1]).rename(tiny / "val" / "wolf")
+    code, out, errors = prepare("folder", tiny, "--workers", 0)
+    assert (
+        code == 2
+        and len(errors) == 1
+        and "classes differ" in errors[0]
+        and "86 images decoded; 1 problem\n" in out
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: (t / "val" / "extra.JPEG").write_bytes(b""),
+            "val/extra.JPEG: has no label; nothing was moved",
+        ),
+        (
+            lambda t: lines(t, "more.JPEG n00000001"),
+            "val/more.JPEG: n00000001 is no synset of ImageNet-1k",
+        ),
+        (
+            lambda t: (t / "val" / OFFICIAL[0]).mkdir(),
+            "is in n01440764/ too; remove one of the two",
+        ),
+    ],
+)
+def test_nothing_is_moved_where_anything_is_wrong(tiny, change, message):
+    labels = lines(tiny)
+    change(tiny)
+    (tiny / "val" / "more.JPEG").write_bytes(b"") if "more" in message else None
+    if "too" in message:
+        (tiny / "val" / OFFICIAL[0] / "ILSVRC2012_val_00000004.JPEG").write_bytes(b"another")
+    before = tree(tiny / "val")
+    with pytest.raises(UserError, match=message):
+        imagenet.sort_by_class(tiny / "val", imagenet.read_labels(labels))
+    assert tree(tiny / "val") == before
+
+
+def test_an_interrupted_sorting_goes_on(tiny, monkeypatch):
+    labels, before = imagenet.read_labels(lines(tiny)), tree(tiny / "val")
+    rename = Path.rename
+    count = iter(range(9))
+
+    def three_times(old, new):
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", three_times)
+        with pytest.raises(KeyboardInterrupt):
+            imagenet.sort_by_class(tiny / "val", labels)
+    assert imagenet.sort_by_class(tiny / "val", labels) == 3
+    assert imagenet.sort_by_class(tiny / "val", labels) == 0
+    assert sorted(tree(tiny / "val").values()) == sorted(before.values())
+    assert all(path.count("/") == 1 for path in tree(tiny / "val"))
+
+
+def devkit(folder: Path, numbers: list[int]) -> Path:
+    """The devkit's two files as torchvision reads them; its ids count the classes in reverse."""
+    from scipy.io import savemat
+
+    fields = [
+        ("ILSVRC2012_ID", "i4"),
+        ("WNID", "O"),
+        ("words", "O"),
+        ("gloss", "O"),
+        ("num_children", "i4"),
+    ]
+    synsets = np.array([(i + 1, name, "", "", 0) for i, name in enumerate(OFFICIAL[::-1])], fields)
+    inner = np.array([(1001, "n00001740", "entity", "", 2)], fields)
+    (folder / "data").mkdir(parents=True)
+    savemat(folder / "data" / "meta.mat", {"synsets": np.concatenate([synsets, inner])})
+    truth = folder / "data" / "ILSVRC2012_validation_ground_truth.txt"
+    truth.write_text("".join(f"{number}\n" for number in numbers))
+    return truth
+
+
+def test_the_devkits_ground_truth_is_read_through_its_own_numbers(tmp_path):
+    truth = devkit(tmp_path / "devkit", [1, 1000, 999])
+    expected = [OFFICIAL[-1], OFFICIAL[0], OFFICIAL[1]]
+    for given in (truth, truth.parent, truth.parent.parent):
+        labels = imagenet.read_labels(given)
+        assert (
+            list(labels.values()) == expected and list(labels)[2] == "ILSVRC2012_val_00000003.JPEG"
+        )
+    (truth.parent / "meta.mat").unlink()
+    with pytest.raises(
+        UserError,
+        match=r"is not the ILSVRC2012 devkit .*; needs ILSVRC2012_validation_ground_truth",
+    ):
+        imagenet.read_labels(truth)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "x.JPEG 65",
+            "labels.txt:7: 'x.JPEG 65'; a line is `filename synset`, as x.JPEG n01440764",
+        ),
+        (
+            "ILSVRC2012_val_00000001.JPEG n01440764",
+            "labels.txt:7: ILSVRC2012_val_00000001.JPEG has two synsets",
+        ),
+    ],
+)
+def test_a_label_file_that_says_something_else(tiny, line, message):
+    with pytest.raises(UserError) as caught:
+        imagenet.read_labels(lines(tiny, line))
+    assert message in str(caught.value)
+
+
+def test_mistakes_on_the_command_line(prepare, tiny, tmp_path):
+    for arguments, message in (
+        ((), "the following arguments are required: SET"),
+        (("cifar", tiny), "invalid choice: 'cifar'"),
+        (("imagenet", tmp_path / "none"), "none: no such folder"),
+        (("imagenet", tiny, "--workers", "-1"), "'-1' is not a number of processes"),
+        (("folder", tiny, "--fix-val", "x"), "unrecognized arguments: --fix-val x"),
+        (("imagenet", tiny, "--fix-val", tmp_path / "none"), "none: cannot be read"),
+    ):
+        code, _, errors = prepare(*arguments)
+        assert (
+            code == 2
+            and len(errors) == 1
+            and errors[0].startswith("error: ")
+            and message in errors[0]
+        ), errors
