@@ -18,7 +18,7 @@ def derive(seed: int, purpose: str, *numbers: int) -> int:
 
 
 def seed_generators(seed: int, device: torch.device | None = None) -> None:
-    """Seed all generators a transform or layer may use: `random`, numpy, torch's CPU and the device's.
+    """Seed all generators that transforms and layers use: `random`, numpy, torch (CPU, device).
 
     Not by torch.manual_seed, which takes 0.7 ms in a CUDA build.
     """

@@ -1,4 +1,4 @@
-"""How autograd makes TrAct's weight gradient: forms of equation 12, and what a GPU begins in the forward pass."""
+"""Autograd functions that make TrAct's weight gradient, and the work begun in the forward pass."""
 
 import functools
 from collections.abc import Callable
@@ -9,12 +9,9 @@ from torch.autograd.function import once_differentiable
 
 from .gram import (
     Factor,
-    Rule,
     gram_factor,
     gram_matrix,
     outer_factor,
-    output_rows,
-    patch_rows,
     precisely,
     raw_gradient,
     right_solve,
@@ -22,10 +19,11 @@ from .gram import (
     widest_dtype,
     without_autocast,
 )
+from .patches import Rule, output_rows, patch_rows
 
 
 class WeightSide(torch.autograd.Function):
-    """The weight itself; its gradient is multiplied from the right. For b >= n."""
+    """Pass the weight on and multiply its gradient from the right. For b >= n."""
 
     @staticmethod
     def forward(weight, x, rule, ahead):
@@ -43,14 +41,15 @@ class WeightSide(torch.autograd.Function):
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors
         with without_autocast(x.device):
-            factor = gram_factor(x, ctx.rule) if ctx.ahead is None else ctx.ahead.factor()
+            factor = ctx.ahead.factor() if ctx.ahead else gram_factor(x, ctx.rule)
             return right_solve(grad, factor), None, None, None
 
 
 class OutputSide(torch.autograd.Function):
-    """The output itself, made with a detached weight; the weight gets g^T (A A^T / b + lam I)^-1 A. For b < n.
+    """Pass the output on; the detached weight gets g^T (A A^T / b + lam I)^-1 A. For b < n.
 
-    Multiplying g^T A from the right instead would keep the rounding of A outside its row space, 1 / lam times enlarged.
+    Multiplying g^T A from the right instead would enlarge the rounding errors outside the row space
+    of A by 1 / lam.
     """
 
     @staticmethod
@@ -63,24 +62,27 @@ class OutputSide(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         _, weight, x, ctx.rule, ctx.ahead = inputs
         ctx.save_for_backward(x)
-        ctx.weight_shape, ctx.weight_dtype = weight.shape, weight.dtype
+        ctx.weight_shape = weight.shape
+        ctx.weight_dtype = weight.dtype
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (x,), rule = ctx.saved_tensors, ctx.rule
+        rule = ctx.rule
+        (x,) = ctx.saved_tensors
         with without_autocast(x.device):
-            factor = outer_factor(x, rule) if ctx.ahead is None else ctx.ahead.factor()
+            factor = ctx.ahead.factor() if ctx.ahead else outer_factor(x, rule)
             solved = solve(factor, output_rows(grad, rule))
             update = solved.mT @ patch_rows(x, rule, solved.dtype)
             return grad, update.reshape(ctx.weight_shape).to(ctx.weight_dtype), None, None, None
 
 
 class RawSide(torch.autograd.Function):
-    """The output itself, made with a detached weight; the weight gets its plain gradient, in float32. For autocast.
+    """Pass the output on; the detached weight gets its plain gradient in float32. For autocast.
 
-    Autocast would round it to 16 bits, and the inverse that follows enlarges the rounding where A has little in it: by
-    a factor of ten and more in relation to the update. A plain layer's gradient hardly feels it.
+    Autocast would round that gradient to 16 bits, and the inverse then enlarges the rounding
+    in directions where A is small: by a factor of ten and more in relation to the update. A plain
+    layer's gradient hardly suffers from it.
     """
 
     @staticmethod
@@ -102,10 +104,10 @@ class RawSide(torch.autograd.Function):
 
 
 class SumSide(torch.autograd.Function):
-    """The weight itself with its raw gradient; A^T A and b go out as the gradients of two hidden leaves.
+    """Pass the weight on with its raw gradient; A^T A and b become gradients of hidden leaves.
 
-    So autograd sums them over backward passes as it sums the weight's gradient: once each under activation
-    checkpointing, not at all for a forward without a backward, and inside compiled graphs.
+    So autograd sums them over backward passes as it sums the weight's gradient: once each under
+    activation checkpointing, not at all for a forward without a backward, and in compiled graphs.
     """
 
     @staticmethod
@@ -120,31 +122,26 @@ class SumSide(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (x,), rule = ctx.saved_tensors, ctx.rule
+        rule = ctx.rule
+        (x,) = ctx.saved_tensors
         with without_autocast(x.device):
-            gram = precisely(lambda dtype: gram_matrix(x, rule, dtype), x, rule).to(
-                widest_dtype(x.device)
-            )
-            return (
-                grad,
-                gram,
-                torch.full((), rule.rows, dtype=gram.dtype, device=x.device),
-                None,
-                None,
-            )
+            gram = precisely(lambda dtype: gram_matrix(x, rule, dtype), x, rule)
+            gram = gram.to(widest_dtype(x.device))
+            rows = torch.full((), rule.rows, dtype=gram.dtype, device=x.device)
+            return grad, gram, rows, None, None
 
 
-# ---- ahead of the backward pass --------------------------------------------------------------------------------------
+# ---- ahead of the backward pass ------------------------------------------------------------------
 
 
 def can_run_ahead(x: Tensor) -> bool:
-    """Whether work on x may go to a stream of its own: on a CUDA GPU, not in a graph that is compiled or captured."""
-    return (
-        x.is_cuda
-        and type(x) is Tensor  # not a tensor without memory, whose device may not exist
-        and not torch.compiler.is_compiling()
-        and not torch.cuda.is_current_stream_capturing()  # a graph of the forward pass alone could not wait for it
-    )
+    """Whether work on x may go to a stream of its own: on a CUDA GPU, outside compiled graphs."""
+    if not x.is_cuda or type(x) is not Tensor:  # a tensor without memory may name a missing device
+        return False
+    if torch.compiler.is_compiling():
+        return False
+    # A captured graph of only the forward pass could not wait for it.
+    return not torch.cuda.is_current_stream_capturing()
 
 
 @functools.cache
@@ -153,26 +150,27 @@ def _side_stream(device: torch.device):
 
 
 class Ahead:
-    """A factor, which needs the layer's input alone, begun in the forward pass beside the layers that follow.
+    """A factor begun in the forward pass, beside the layers that follow; it needs only the input.
 
-    Nothing of the forward pass waits for it; the backward pass does, and finds it done unless the device was full.
+    Nothing in the forward pass waits for it; the backward pass does, and finds it done unless the
+    device was full.
     """
 
     def begin(self, make: Callable[[Tensor, Rule], Factor], x: Tensor, rule: Rule) -> None:
-        self._streams, side = torch.get_device_module(x.device), _side_stream(x.device)
+        side = _side_stream(x.device)
+        self._streams = torch.get_device_module(x.device)
         side.wait_stream(self._streams.current_stream(x.device))  # which may still be writing x
         with self._streams.stream(side), without_autocast(x.device):
             self._factor = make(x, rule)
-        x.record_stream(
-            side
-        )  # x's memory, once freed, must not be used anew before the side stream has read it
+        # The memory of x, once freed, must not be reused before the side stream has read it.
+        x.record_stream(side)
         self._done = side.record_event()
 
     def factor(self) -> Factor:
+        """Wait on the current stream for the factor, and return it."""
         stream = self._streams.current_stream(self._factor.lower.device)
         stream.wait_event(self._done)
-        for tensor in (
-            self._factor
-        ):  # made with the side stream's memory, which must not be used anew meanwhile
+        # The factor's memory belongs to the side stream, which must not reuse it meanwhile.
+        for tensor in self._factor:
             tensor.record_stream(stream)
         return self._factor
