@@ -1,10 +1,13 @@
-"""Shared by the tests of fuzz."""
+"""Broken recipes. Case i is drawn from random.Random(i); a failure names i and prints all of it."""
 
 import contextlib
 import json
 import random
 import re
 import signal
+from collections.abc import Iterable
+
+import pytest
 
 from deit_tract.common.errors import UserError
 from deit_tract.recipe import source
@@ -376,3 +379,17 @@ def check(file: str, overrides: list[str], folder) -> Recipe | None:
     back = load_recipe(str(again))
     assert back.model_dump() == recipe.model_dump() and differences(recipe, back) == []
     return recipe
+
+
+def assert_mistakes(cases: Iterable[int], folder) -> None:
+    """Each of these cases is a valid recipe or lines that say what is wrong, and runs nothing."""
+    for i in cases:
+        file, overrides = case(i, folder)
+        try:
+            with at_most(60):
+                check(file, overrides, folder)
+            assert not (folder / EXECUTED).exists(), "a payload was executed"
+        except BaseException as error:
+            text = (folder / "mine.yaml").read_bytes()
+            what = f"{type(error).__name__}: {str(error)[:2000]}"
+            pytest.fail(f"case {i}: {what}\n--set {overrides!r:.3000}\n{text!r:.20000}")

@@ -93,3 +93,14 @@ LAYERS = {
     "linear, 3-D": (lambda: nn.Linear(12, 7), (4, 10, 12)),
     "linear, 4-D": (lambda: nn.Linear(12, 7), (2, 3, 4, 12)),
 }  # fmt: skip
+
+
+def assert_compiled_is_equal(name: str, backend: str) -> None:
+    """A compiled TrAct layer has the gradient that an uncompiled one should have."""
+    make, shape = LAYERS[name]
+    torch._dynamo.reset()
+    layer, x = tract.TrAct(make()), torch.randn(shape)
+    g = torch.randn(layer(x).shape)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    compiled(x).backward(g)
+    assert error(layer.weight.grad, expected(layer, x, g, 0.1)) <= 2e-5

@@ -1,7 +1,4 @@
-"""A thousand broken recipes at the loader: a valid recipe or its user's mistakes, one line each; nothing is executed.
-
-Case i is drawn from random.Random(i) alone; a failure names i and prints the files and overrides.
-"""
+"""A thousand broken recipes at the loader: valid, or a line for each mistake; none is run."""
 
 import re
 
@@ -13,7 +10,12 @@ from deit_tract.plan.plan import make_plan
 from deit_tract.plan.text import show_plan
 from deit_tract.recipe.describe import explain
 from deit_tract.recipe.resolve import load_recipe
-from tests.helpers.fuzz import CASES, assert_lines, at_most, case, check
+from tests.helpers.fuzz import CASES, assert_lines, assert_mistakes, at_most, case, check
+
+
+@pytest.mark.parametrize("first", range(100, CASES, 100))
+def test_a_broken_recipe_is_its_users_mistake(first, tmp_path):
+    assert_mistakes(range(first, first + 100), tmp_path)
 
 
 def test_the_cases_are_as_varied_as_they_should_be(tmp_path):

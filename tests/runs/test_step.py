@@ -4,7 +4,6 @@ import gzip
 import json
 
 import pytest
-import torch
 
 from deit_tract.common.errors import UserError
 from deit_tract.models.build import build_model
@@ -46,24 +45,6 @@ def test_a_runs_precision_stays_what_it_was(tmp_path):
     check_folder(tmp_path, load_recipe("quickstart", short(1, "precision.autocast=bf16")))
     with pytest.raises(UserError, match=r'precision.autocast: "bf16" -> "fp16"'):
         check_folder(tmp_path, load_recipe("quickstart", short(1, "precision.autocast=fp16")))
-
-
-def test_a_compiled_run_is_the_same_up_to_rounding_and_its_checkpoint_plain(tmp_path):
-    """Compiled once for training, not again for new masks nor for evaluation; goes on without compilation."""
-    overrides = short(4, "model.drop_path=0.2", "model.args.depth=1", "save.every_steps=3")
-    overrides += ["save.keep=9", "evaluate.every_steps=2", "batch.size=32", "batch.lanes=2"]
-    expected = losses(train(tmp_path / "plain", *overrides))
-    torch.compiler.reset()
-    torch._dynamo.utils.counters.clear()
-    assert losses(
-        train(tmp_path / "compiled", *overrides, "precision.compile=true")
-    ) == pytest.approx(expected, abs=1e-5)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
-    plain, compiled = weights(tmp_path / "plain", 4), weights(tmp_path / "compiled", 4)
-    assert plain.keys() == compiled.keys() and apart(plain, compiled) < 1e-4
-    (tmp_path / "compiled" / "checkpoints" / "step_00000004").rename(tmp_path / "away")
-    train(tmp_path / "compiled", *overrides)
-    assert apart(compiled, weights(tmp_path / "compiled", 4)) < 1e-4
 
 
 # ---- pace and profile ------------------------------------------------------------------------------------------------

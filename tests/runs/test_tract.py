@@ -1,4 +1,4 @@
-"""TrAct against an independent float64 statement of its equation, the paper's lemmas, and what it must leave alone."""
+"""TrAct's layers compiled; with inductor all of them are in tests/long."""
 
 import pytest
 import torch
@@ -6,23 +6,16 @@ from torch import nn
 
 from deit_tract import tract
 from deit_tract.tract import TrAct
-from tests.helpers.tract import LAYERS, error, expected
+from tests.helpers.tract import assert_compiled_is_equal, error, expected
 
-# ---- other machinery -------------------------------------------------------------------------------------------------
+NAMES = ["3x3", "7x7/2", "patches", "few rows, patches", "groups", "linear", "linear, few rows"]
 
 
 @pytest.mark.parametrize(
-    "name", ["3x3", "7x7/2", "patches", "few rows, patches", "groups", "linear", "linear, few rows"]
+    ("backend", "name"), [*(("aot_eager", name) for name in NAMES), ("inductor", "linear")]
 )
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compile(name, backend):
-    make, shape = LAYERS[name]
-    torch._dynamo.reset()
-    layer, x = TrAct(make()), torch.randn(shape)
-    g = torch.randn(layer(x).shape)
-    compiled = torch.compile(layer, fullgraph=True, backend=backend)
-    compiled(x).backward(g)
-    assert error(layer.weight.grad, expected(layer, x, g, 0.1)) <= 2e-5
+def test_compile(backend, name):
+    assert_compiled_is_equal(name, backend)
 
 
 def test_compile_gram_of_the_batch():

@@ -58,9 +58,10 @@ def streams(monkeypatch):
     monkeypatch.setattr(gram, "factorise", made)
     monkeypatch.setattr(gradient, "_side_stream", streams.Stream)
     monkeypatch.setattr(torch, "get_device_module", lambda device: streams)
-    recorded = lambda tensor, stream: streams.log.append(
-        f"{stream.name} keeps {tuple(tensor.shape)}"
-    )
+
+    def recorded(tensor, stream):
+        streams.log.append(f"{stream.name} keeps {tuple(tensor.shape)}")
+
     monkeypatch.setattr(torch.Tensor, "record_stream", recorded)
     return streams
 
