@@ -1,7 +1,7 @@
 """Text for messages and tables."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 GIB = 2**30
 
@@ -35,3 +35,21 @@ def plural(number: int, noun: str, nouns: str = "") -> str:
 def format_bytes(number: float) -> str:
     """Return a size in GiB or, below one GiB, in MiB."""
     return f"{number / GIB:,.2f} GiB" if number >= GIB else f"{number / 2**20:,.2f} MiB"
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()
+) -> str:
+    """Return a Markdown table with padded columns, those in `right` aligned to the right."""
+    lines = [columns, *rows]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    rules = [
+        "-" * (width - 1) + ":" if name in right else "-" * width
+        for name, width in zip(columns, widths, strict=True)
+    ]
+    lines.insert(1, rules)
+
+    def padded(cell: str, name: str, width: int) -> str:
+        return cell.rjust(width) if name in right else cell.ljust(width)
+
+    return "\n".join("| " + " | ".join(map(padded, line, columns, widths)) + " |" for line in lines)

@@ -1,9 +1,43 @@
 """The benches' own arithmetic, and that the steps they compare train."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
 from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.source import ROOT
+
+
+def imported(file: Path) -> set[str]:
+    """The modules of tools/ that a file imports."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    names = {node.module for node in froms}
+    names |= {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+    names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name for name in names if name.startswith("tools")}
+
+
+def test_no_bench_runs_the_script_a_second_time():
+    folder = ROOT / "tools" / "benches"
+    imports = {file.stem: imported(file) for file in folder.glob("*.py")}
+    assert imports.pop("measure") == set()
+    for name, others in imports.items():
+        assert "tools.bench" not in others
+        known = [other for other in imports if f"tools.benches.{other}" in others]
+        assert not any(f"tools.benches.{name}" in imports[other] for other in known)
+
+
+def test_every_bench_is_in_the_table():
+    from tools.bench import BENCHES
+
+    folder = ROOT / "tools" / "benches"
+    assert {*BENCHES, "measure"} == {file.stem for file in folder.glob("*.py")}
+    for name in BENCHES:
+        tree = ast.parse((folder / f"{name}.py").read_text())
+        assert any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body)
 
 
 @pytest.mark.parametrize(
@@ -13,7 +47,7 @@ from deit_tract.recipe.resolve import load_recipe
      ([10] * 7, lambda t: torch._foreach_addcmul_(t, t, [t[0].sum()] * 7), 8), ([9], lambda t: t[0].view(3, 3), 0)],
 )  # fmt: skip
 def test_launches_are_cut_as_cuda_cuts_them(sizes, operation, launches):
-    from tools.bench_optimizer import Launches
+    from tools.benches.optimizer import Launches
 
     tensors = [torch.empty(size) for size in sizes]
     with Launches() as count:
@@ -23,7 +57,7 @@ def test_launches_are_cut_as_cuda_cuts_them(sizes, operation, launches):
 
 @pytest.mark.parametrize("kind", ["D", "T", "ours", "ours, 4 lanes"])
 def test_the_steps_compared_are_steps(kind, tmp_path, monkeypatch):
-    from tools import bench_step
+    from tools.benches import step as bench_step
 
     lanes = 4 if kind == "ours, 4 lanes" else 1
     overrides = [
@@ -58,8 +92,8 @@ def test_training_from_files_is_compared_on_the_same_views(tmp_path):
     import numpy as np
     from PIL import Image
 
-    from tools import bench_files
-    from tools.bench_data import Files
+    from tools.benches import files as bench_files
+    from tools.benches.data import Files
 
     paths = [tmp_path / f"{number}.jpg" for number in range(12)]
     for number, path in enumerate(paths):
@@ -92,7 +126,7 @@ def test_training_from_files_is_compared_on_the_same_views(tmp_path):
 def test_what_is_left_to_a_gpu_is_a_whole_batch(tmp_path, monkeypatch):
     from PIL import Image
 
-    from tools import bench_data
+    from tools.benches import data as bench_data
 
     paths = [tmp_path / f"{number}.jpg" for number in range(4)]
     for number, path in enumerate(paths):

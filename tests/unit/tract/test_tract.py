@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from deit_tract import tract
 from deit_tract.tract import TrAct, gram
 from tests.helpers.tract import LAYERS, error, expected
-from tools.bench import peak_bytes
+from tools.benches.measure import peak_bytes
 
 
 def weight_gradient(layer: nn.Module, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
