@@ -347,7 +347,7 @@ def main() -> None:
     for group in groups:
         key = arguments.published or group.recipe.expect.published
         if key:
-            entries.setdefault(key, []).append(group)
+            entries.setdefault(published.find(key).key, []).append(group)
     parts = [
         table([row(run) for run in runs]),
         groups_text(groups),

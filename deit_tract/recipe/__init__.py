@@ -1,9 +1,9 @@
-"""What is asked for: settings, loading, checks, provenance, and what is published. Knows no torch."""
+"""What is asked for: settings, loading, checks, provenance, what is published. Knows no torch."""
 
+from deit_tract.recipe.catalogue import names
 from deit_tract.recipe.describe import differences, explain, schema
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Recipe
-from deit_tract.recipe.source import names
 
 load = load_recipe
 

@@ -91,8 +91,18 @@ def schema() -> dict:
         return node
 
     tree = relax(Recipe.model_json_schema())
-    tree["properties"] = {
+    only = {"type": "object", "description": "options of other axes that this one goes with"}
+    option = {"properties": {"only": only, **tree["properties"]}, "additionalProperties": False}
+    names = {"type": "array", "description": "options that set nothing"}
+    axis = {"anyOf": [{"additionalProperties": {"anyOf": [option, {"type": "null"}]}}, names]}
+    own = {
         "base": {"type": "string", "description": "recipe to start from"},
-        **tree["properties"],
+        "family": {"type": "string", "description": "its members' names: a pattern with {axis}"},
+        "options": {
+            "type": "object",
+            "description": "of a family: axis, option, what it sets",
+            "additionalProperties": axis,
+        },
     }
+    tree["properties"] = own | tree["properties"]
     return tree

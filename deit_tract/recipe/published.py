@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import yaml
 
 from deit_tract.common.errors import UserError
-from deit_tract.common.text import nearest
+from deit_tract.common.text import nearest, short
+from deit_tract.recipe.source import display
 
 FILE = Path(__file__).with_name("published.yaml")
 
 
 class Published(NamedTuple):
-    """What is published of one training run; `epochs` and `top1` are empty where no curve is."""
+    """What is published of one training run; `epochs` and `top1` are empty if no curve is."""
 
     key: str
     about: str
@@ -24,35 +25,60 @@ class Published(NamedTuple):
     tolerance: float  # epochs that a label may be off
 
     def near(self, epoch: float) -> tuple[float, float] | None:
-        """The label nearest to an epoch and its top-1 (percent); None where it is farther than the tolerance."""
+        """Return the label nearest to an epoch and its top-1 (percent); None if it is too far."""
         points = zip(self.epochs, self.top1, strict=True)
-        label, top1 = min(
-            points, key=lambda point: abs(point[0] - epoch), default=(float("inf"), 0.0)
-        )
+        nothing = (float("inf"), 0.0)
+        label, top1 = min(points, key=lambda point: abs(point[0] - epoch), default=nothing)
         return (label, top1) if abs(label - epoch) <= self.tolerance else None
 
 
 @cache
 def read() -> dict[str, Any]:
-    """All of published.yaml."""
+    """Return all of published.yaml."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # with libyaml 5 ms in place of 40
     return yaml.load(FILE.read_text(encoding="utf-8"), Loader=loader)
 
 
+@cache
+def entries() -> dict[str, dict[str, Any]]:
+    """Return the published runs by key; a row of the CIFAR-100 table is `cifar100/MODEL`."""
+    table = read()["cifar100"]
+    entries = dict(read()["runs"])
+    size = len(table["columns"])
+    for model, numbers in table["models"].items():
+        results = {}
+        for number, arm in enumerate(table["arms"]):
+            row = zip(table["columns"], numbers[number * size :], strict=False)
+            results[arm] = {"what": arm, **dict(row), "source": table["source"]}
+        entries[f"cifar100/{model}"] = {"about": f"{model} on CIFAR-100", "results": results}
+    return entries
+
+
 def find(key: str, where: str = "expect.published") -> Published:
-    """The entry of a key. Raises UserError, with `where` the key was given, if there is none."""
-    data = read()
-    if key not in data["runs"]:
-        what = f"nothing is published under '{key}'"
-        raise UserError(
-            where,
-            what,
-            nearest(key, data["runs"]) or "deit_tract/recipe/published.yaml has the keys",
-        )
-    entry = data["runs"][key]
+    """Return the entry of a key, ENTRY or ENTRY/RESULT.
+
+    Raises UserError, with `where` the key was given, if there is none.
+    """
+    name = key if key in entries() else key.rpartition("/")[0]
+    entry = entries().get(name, {})
+    results = entry.get("results", {})
+    if name != key and key.removeprefix(f"{name}/") not in results:
+        keys = [f"{name}/{one}" for name in entries() for one in entries()[name].get("results", {})]
+        instead = nearest(key, [*entries(), *keys]) or f"{display(FILE)} has the keys"
+        raise UserError(where, f"nothing is published under '{short(key)}'", instead)
     top1 = entry.get("top1", [])
-    epochs = [entry["every"] * index for index in range(len(top1))]
-    source = data["sources"].get(entry.get("source"), "")
     return Published(
-        key, entry["about"], source, entry.get("results", []), epochs, top1, data["label_tolerance"]
+        key=name,
+        about=entry["about"],
+        source=read()["sources"].get(entry.get("source"), ""),
+        results=list(results.values()),
+        epochs=[entry["every"] * index for index in range(len(top1))],
+        top1=top1,
+        tolerance=read()["label_tolerance"],
     )
+
+
+def find_result(key: str, where: str = "expect.published") -> dict[str, Any]:
+    """Return the numbers of ENTRY/RESULT with their `what` and `source`; raises as `find` does."""
+    name = find(key, where).key
+    return entries()[name].get("results", {}).get(key.removeprefix(f"{name}/"), {})

@@ -1,18 +1,13 @@
-"""The typed recipe: everything that decides what is computed, one YAML file an experiment.
-
-`load("quickstart", ["optim.lr=1e-3"])` reads a file over its bases and the overrides, checks all of it at once and
-returns a frozen Recipe that knows where each value comes from. The settings themselves are in schema.py.
-"""
+"""From a recipe's name to the typed Recipe: merged over its bases, checked, with origins."""
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from deit_tract.common.errors import UserError, UserErrors
 from deit_tract.common.text import nearest, short
-from deit_tract.recipe import source
+from deit_tract.recipe import catalogue, published, source
 from deit_tract.recipe.checks import check_recipe
 from deit_tract.recipe.settings.base import fields
 from deit_tract.recipe.settings.recipe import Recipe
@@ -20,36 +15,53 @@ from deit_tract.recipe.source import KeyPath, Value, Values
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), data_dir: str | None = None) -> Recipe:
-    """The recipe NAME or FILE with `section.key=value` overrides, and `data_dir` in place of data.dir.
+    """Return the recipe NAME or FILE with overrides `section.key=value`; data_dir sets data.dir.
 
-    Raises UserErrors with every mistake that can be told, each with file:line (or the override) and a hint.
+    Raises UserErrors with every mistake found, each with file:line (or the override) and a hint.
     """
-    path = source.find(name)
+    entry = catalogue.find(name)
     errors: list[UserError] = []
-    values = source.read_chain(path, errors)
+    values = catalogue.read_chain(entry, errors)
     for text in overrides:
         values = source.merge(values, source.parse_override(text, errors))
     if data_dir is not None:
         values[("data", "dir")] = Value(str(data_dir), "--data-dir")
-    return _validate(values, path, errors)
+    return _validate(_add_published(values, errors), entry, errors)
 
 
-def _validate(values: Values, path: Path, errors: list[UserError]) -> Recipe:
-    where = source.display(path)
+def _add_published(values: Values, errors: list[UserError]) -> Values:
+    """Fill in the number and source that expect.published names, unless a number is given."""
+    key = values.get(("expect", "published"))
+    metrics = [("expect", "top1"), ("expect", "map07")]
+    if key is None or "/" not in str(key.value) or any(path in values for path in metrics):
+        return values
+    try:
+        result = published.find_result(str(key.value), key.origin)
+    except UserError as error:
+        errors.append(error)
+        return values
+    if not result:
+        return values
+    origin = f"{source.display(published.FILE)} ({key.value})"
+    added = {path: Value(result[path[1]], origin) for path in metrics if path[1] in result}
+    added["expect", "source"] = Value(f"{result['source']}: {result['what']}", origin)
+    return source.merge(added, values)
+
+
+def _validate(values: Values, entry: catalogue.Entry, errors: list[UserError]) -> Recipe:
+    where = source.display(entry.path)
     try:
         recipe = Recipe.model_validate(_nest(values))
     except ValidationError as error:
-        raise UserErrors(
-            errors + [_explain_error(e, values, where) for e in error.errors()]
-        ) from None
+        found = [_explain_error(one, values, where) for one in error.errors()]
+        raise UserErrors(errors + found) from None
     origins = {key: value.origin for key, value in values.items()}
-    errors += [
-        UserError(_place(key, origins, where), what, instead)
-        for key, what, instead in check_recipe(recipe)
-    ]
+    for key, what, instead in check_recipe(recipe):
+        errors.append(UserError(_place(key, origins, where), what, instead))
     if errors:
         raise UserErrors(errors)
-    recipe._name, recipe._origins = path.stem, origins
+    recipe._name = entry.name
+    recipe._origins = origins
     return recipe
 
 
@@ -64,10 +76,10 @@ def _nest(values: Values) -> dict:
 
 
 def _explain_error(error: dict, values: Values, where: str) -> UserError:
-    """One pydantic error as a line: where, what, what instead."""
+    """Turn one pydantic error into a line: where, what, what instead."""
     path = tuple(str(key) for key in error["loc"])
-    key, origins = ".".join(path), {p: v.origin for p, v in values.items()}
-    place = _place(path, origins, where)
+    key = ".".join(path)
+    place = _place(path, {path: value.origin for path, value in values.items()}, where)
     if error["type"] == "extra_forbidden":
         return UserError(place, f"no such key '{short(key)}'", _suggest(path))
     if error["type"] == "missing":
@@ -79,23 +91,20 @@ def _explain_error(error: dict, values: Values, where: str) -> UserError:
 
 
 def _place(path: KeyPath, origins: dict[KeyPath, str], where: str) -> str:
-    """The origin of a key, else of the first key below or beside it, else the file."""
+    """Return the origin of a key, else the file of the first key below or beside it."""
     for length in range(len(path), 0, -1):
         for other, origin in origins.items():
             if other[:length] == path[:length]:
-                return (
-                    origin
-                    if length == len(path) or origin.startswith("--set")
-                    else origin.rpartition(":")[0]
-                )
+                exact = length == len(path) or origin.startswith("--set")
+                return origin if exact else origin.rpartition(":")[0]
     return where
 
 
 def _suggest(path: KeyPath) -> str:
-    """The nearest key of the same section, else the same key in another section."""
-    keys = [key for key, _ in fields(Recipe)]
-    siblings = {
-        k[len(path) - 1] for k in keys if k[: len(path) - 1] == path[:-1] and len(k) >= len(path)
-    }
-    elsewhere = [".".join(k) for k in keys if k[-1] == path[-1]]
-    return nearest(path[-1], siblings) or (f"did you mean '{elsewhere[0]}'?" if elsewhere else "")
+    """Name the nearest key of the same section, else the same key in another section."""
+    *section, key = path
+    keys = [other for other, _ in fields(Recipe)]
+    depth = len(section)
+    siblings = {k[depth] for k in keys if len(k) > depth and k[:depth] == tuple(section)}
+    elsewhere = next((".".join(other) for other in keys if other[-1] == key), None)
+    return nearest(key, siblings) or (f"did you mean '{elsewhere}'?" if elsewhere else "")

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 import pytest
 
 from deit_tract.common.errors import UserError
-from deit_tract.recipe import source
+from deit_tract.recipe import catalogue
 from deit_tract.recipe.describe import differences, explain, leaves
 from deit_tract.recipe.resolve import Recipe, load_recipe
 from deit_tract.recipe.settings.base import fields
 
 CASES = 1000
-TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in source.names().values()}
+ENTRIES = catalogue.names()
+TEXTS = {name: entry.path.read_text(encoding="utf-8") for name, entry in ENTRIES.items()}
 EXECUTED = "EXECUTED"  # replaced by the file that a payload would write
 
 VALUES = [
@@ -336,7 +337,8 @@ def case(i: int, folder) -> tuple[str, list[str]]:
         overrides = [override(rng) for _ in range(rng.randrange(1, 4))]
     mine.write_bytes(bytes(data).replace(EXECUTED.encode(), str(folder / EXECUTED).encode()))
     (folder / "cycle.yaml").write_text("base: mine\n")
-    return str(mine), [one.replace(EXECUTED, str(folder / EXECUTED)) for one in overrides]
+    file = f"{mine}:{name}" if i % 4 and ENTRIES[name].family else str(mine)
+    return file, [one.replace(EXECUTED, str(folder / EXECUTED)) for one in overrides]
 
 
 # ---- what must hold --------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """Shared by the tests of recipes."""
 
-from deit_tract.recipe import source
+from deit_tract.recipe.catalogue import names
 
-NAMES = list(source.names())
+NAMES = list(names())

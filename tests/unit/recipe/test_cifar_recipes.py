@@ -10,12 +10,12 @@ from PIL import Image
 from deit_tract.common.seeds import seed_generators
 from deit_tract.data.stream import Stream
 from deit_tract.data.transforms import augment
+from deit_tract.recipe.catalogue import names
 from deit_tract.recipe.resolve import load_recipe
-from deit_tract.recipe.source import RECIPES
 from deit_tract.results.runs import differing
 from deit_tract.schedule.learning_rate import learning_rate
 
-ALL = {path.stem: load_recipe(path.stem) for path in (RECIPES / "cifar").glob("*.yaml")}
+ALL = {name: load_recipe(name) for name in names() if name.startswith("cifar")}
 LENGTHS = (100, 200, 400, 800)
 RATES = {  # TrAct, Section 4.1
     "resnet18_sgd": (0.08, 0.08, 0.08, 0.08),

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 
 from deit_tract.common.errors import UserError
 from deit_tract.recipe import published
+from deit_tract.recipe.catalogue import names
 from deit_tract.recipe.resolve import load_recipe
-from deit_tract.recipe.source import names
 from deit_tract.train.log import RunLog, read_metrics
 from tests.helpers import ROOT
 
@@ -68,8 +68,8 @@ def test_spot_values():
         ("transfer_cifar100", "top1", [90.70, 90.85]),
         ("transfer_flowers102", "top1", [94.39, 95.58]),
         ("transfer_cars", "top1", [90.44, 91.07]),
-        ("voc07_faster_rcnn", "map", [0.659, 0.671]),
-        ("voc07_faster_rcnn", "map_sd", [0.005, 0.004]),
+        ("voc07_faster_rcnn", "map07", [65.9, 67.1]),
+        ("voc07_faster_rcnn", "map07_sd", [0.5, 0.4]),
     ],
 )
 def test_tables_of_the_tract_paper(key, metric, numbers):
@@ -100,7 +100,7 @@ def test_every_number_has_a_source():
     for key, entry in DATA["runs"].items():
         assert "results" in entry or "top1" in entry, key
         assert "top1" not in entry or entry["source"] in DATA["sources"], key
-        for result in entry.get("results", []):
+        for result in entry.get("results", {}).values():
             assert result["source"].partition(",")[0] in DATA["sources"], (key, result)
 
 
@@ -171,3 +171,26 @@ def test_log_says_how_a_run_stands(tmp_path, capsys):
     log = RunLog(tmp_path, Accelerator(cpu=True), "top1", 60, 200, None, "vit_b_ft224_20ep")
     log.progress(progress, 1)
     assert "top1 83.50 (published 83.71 at epoch 5, -0.21), " in capsys.readouterr().out
+
+
+def test_a_result_is_found_and_gives_the_expected_number(tmp_path):
+    se = published.find_result("cifar100/SE-ResNet50/133 epochs, lambda 0.1")
+    assert (se["top1"], se["top1_sd"], se["top5"]) == (78.32, 0.22, 94.47)
+    assert published.find("vit_s_800ep/tract") == published.find("vit_s_800ep")
+    with pytest.raises(UserError, match="did you mean 'vit_s_800ep/tract'"):
+        published.find("vit_s_800ep/tracct")
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: vit_s_800ep\nexpect: {published: transfer_cars/tract}\n")
+    recipe = load_recipe(str(file))
+    origin = "deit_tract/recipe/published.yaml (transfer_cars/tract)"
+    assert recipe.expected == 91.07 and recipe._origins["expect", "top1"] == origin
+    assert recipe.expect.source == "TrAct, Table 4: TrAct"
+    assert load_recipe(str(file), ["expect.top1=null"]).expected is None
+    file.write_text("base: vit_s_800ep\nexpect: {published: transfer_cars/trct}\n")
+    with pytest.raises(UserError, match=r"mine.yaml:2: nothing is published under 'transfer_cars/t"):
+        load_recipe(str(file))
+
+
+def test_the_end_of_a_curve_is_its_result():
+    entry = published.find("vit_b_800ep")
+    assert published.find_result("vit_b_800ep/deit3")["top1"] == entry.top1[-1] == 82.82

@@ -48,9 +48,9 @@ def test_what_is_not_there_is_said(tmp_path):
 
 
 def test_every_recipe_for_another_set_has_a_fresh_head():
-    from deit_tract.recipe import source
+    from deit_tract.recipe.catalogue import names
 
-    for name in source.names():
+    for name in names():
         settings = load_recipe(name)
         if (
             settings.task == "classify"
