@@ -1,4 +1,4 @@
-"""Train a model from a recipe, or go on with a run that was stopped.
+"""Train a model from a recipe, or resume a run that was stopped.
 
 accelerate launch train.py --recipe quickstart
 accelerate launch train.py --recipe folder_vit_ti --data-dir DIR --set optim.lr=1e-3

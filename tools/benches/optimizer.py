@@ -28,8 +28,8 @@ COLUMNS = (
     "time / ours",
     "operations",
     "GPU launches, estimated",
-    "apart from ours",
-    "apart from float64",
+    "distance from ours",
+    "distance from float64",
 )
 L2 = 50 << 20  # bytes of an H100's cache, by which timm cuts its lists
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -223,5 +223,5 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
             results[case] = measure(name, makers, rounds_of(arguments, 11), device)
             rows += [row(case, label, figures) for label, figures in results[case].items()]
     print(table(COLUMNS, rows))
-    print(f"\n{RATIOS} Apart: parameters after ten steps, largest relative distance.")
+    print(f"\n{RATIOS} Distance: of a tensor after ten steps, the largest relative one.")
     return results
