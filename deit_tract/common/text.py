@@ -32,6 +32,11 @@ def plural(number: int, noun: str, nouns: str = "") -> str:
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
+def listed(words: Sequence[str], most: int = 5) -> str:
+    """Return the first words separated by commas, and `...` if there are more."""
+    return ", ".join(words[:most]) + (" ..." if len(words) > most else "")
+
+
 def format_bytes(number: float) -> str:
     """Return a size in GiB or, below one GiB, in MiB."""
     return f"{number / GIB:,.2f} GiB" if number >= GIB else f"{number / 2**20:,.2f} MiB"
