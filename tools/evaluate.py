@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -28,16 +28,19 @@ from tqdm import tqdm
 from deit_tract.cli import Parser, script
 from deit_tract.common.errors import UserError
 from deit_tract.common.files import write_atomic
-from deit_tract.data.sets import held_out
+from deit_tract.data.sets.imagenet import class_names, described
+from deit_tract.data.sets.imagenet_labels import real_answers
+from deit_tract.data.sets.load import load_validation
 from deit_tract.evaluators import measures
 from deit_tract.evaluators.classification import Predictions, in_order
+from deit_tract.recipe.datasets import DATASETS, TRAINABLE
 from deit_tract.recipe.settings.recipe import Data, Evaluate
 from deit_tract.results import report, trained
 from deit_tract.results.detection_report import Detection
 from deit_tract.results.trained import Trained
 from deit_tract.train.evaluate import evaluate_by, shares
 
-DATA = (*get_args(Data.model_fields["name"].annotation), held_out.V2)
+DATA = tuple(DATASETS)
 
 
 def parser() -> Parser:
@@ -131,7 +134,7 @@ def choose(arguments: argparse.Namespace) -> tuple[Trained, str, Data]:
     name = arguments.data or (own and own.name)
     if name is None:
         raise UserError("command line", "--data is missing", f"give one of {', '.join(DATA)}")
-    values: dict[str, Any] = {"name": "imagenet" if name == held_out.V2 else name}
+    values: dict[str, Any] = {"name": name if name in TRAINABLE else "imagenet"}
     if own is None or own.name != name:
         values |= {"dir": None, "verify": True}
     if arguments.data_dir is not None:
@@ -158,9 +161,9 @@ class Classification:
 
     def __init__(self, arguments: argparse.Namespace, model: Trained, name: str, data: Data):
         self.arguments, self.model, self.data = arguments, model, data
-        self.images = held_out.load_validation(name, data)
+        self.images = load_validation(data, name=name)
         self.answers = (
-            held_out.real(arguments.real, self.images, data.verify) if arguments.real else None
+            real_answers(arguments.real, self.images, data.verify) if arguments.real else None
         )
 
     def measure(self, accelerator: Accelerator, size: int) -> dict[str, Any]:
@@ -182,7 +185,7 @@ class Classification:
         if self.answers is not None:
             found |= measures.any_of(samples, self.answers)
         if arguments.per_class is not None or arguments.confusion:
-            names = held_out.described(held_out.class_names(self.images, self.data.classes))
+            names = described(class_names(self.images, self.data.classes))
         if arguments.per_class is not None:
             found["per_class"] = measures.per_class(samples, names)
         if arguments.calibration:

@@ -1,12 +1,12 @@
-"""Check a data set before it is trained on: layout, classes, counts, and that every image can be decoded.
+"""Check a data set before training: layout, classes, counts, and that every image can be decoded.
 
 python tools/prepare.py imagenet DIR                      everything
-python tools/prepare.py imagenet DIR --quick              classes and counts alone
-python tools/prepare.py imagenet DIR --fix-val LABELS     sort a flat validation folder by class, then check
-python tools/prepare.py voc2007 DIR                       tars by MD5 where they lie there, counts, every annotation
-python tools/prepare.py folder DIR                        any set as DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE
+python tools/prepare.py imagenet DIR --quick              only classes and counts
+python tools/prepare.py imagenet DIR --fix-val LABELS     sort a flat validation folder, then check
+python tools/prepare.py voc2007 DIR                       MD5 of its tars, counts, annotations
+python tools/prepare.py folder DIR                        any DIR/train/CLASS/IMAGE and DIR/val/...
 python tools/prepare.py cifar10|cifar100|flowers102|cars DIR
-python tools/prepare.py cifar10|cifar100|flowers102 DIR --download     fetch it from its authors first
+python tools/prepare.py cifar10|cifar100|flowers102 DIR --download     fetch it from its authors
 
 Every problem is a line on stderr; the exit code is 0 without any, else 2.
 """
@@ -26,13 +26,18 @@ from tqdm import tqdm
 
 from deit_tract.cli import Parser, script
 from deit_tract.common.errors import UserError, UserErrors
-from deit_tract.data.sets import imagenet, official, voc
-from deit_tract.data.sets.fetch import changed_files, download
-from deit_tract.data.sets.fine_grained import load_transfer
-from deit_tract.data.sets.load import check_classes
-from deit_tract.data.sets.on_disk import VAL, on_disk, place_of
-from deit_tract.data.sets.readers import Splits
+from deit_tract.common.text import plural
+from deit_tract.data.sets.folder import place_of
+from deit_tract.data.sets.imagenet_labels import read_labels, sort_by_class
+from deit_tract.data.sets.images import PARTS
+from deit_tract.data.sets.load import READERS, check_same_classes
+from deit_tract.data.sets.official import changed_files, download, folder_of
+from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.settings.recipe import Data
+
+# voc is any set in VOC's layout, whose classes only a recipe tells
+SETS = {name: facts for name, facts in DATASETS.items() if facts.on_disk and name != "voc"}
 
 
 class Decoding(Dataset):
@@ -53,7 +58,7 @@ class Decoding(Dataset):
 
 
 def broken(images: Dataset, workers: int, title: str) -> list[UserError]:
-    """Every image that cannot be decoded, in the set's order, found by `workers` processes with a progress bar."""
+    """Decode all images in `workers` processes; the errors, in the set's order."""
     batches = DataLoader(
         Decoding(images), 64, num_workers=workers, collate_fn=list, worker_init_fn=_quiet
     )
@@ -67,108 +72,87 @@ def broken(images: Dataset, workers: int, title: str) -> list[UserError]:
 
 
 def _quiet(worker: int) -> None:
-    warnings.simplefilter(
-        "ignore"
-    )  # Pillow's about odd EXIF, which some of ImageNet's images have, break the bar
+    """Drop Pillow's warnings about odd EXIF, which some of ImageNet's images have."""
+    warnings.simplefilter("ignore")
 
 
 def describe(images: Dataset) -> str:
-    """How many images of how many classes, and where."""
+    """Return where the images lie, how many they are, and of how many classes."""
+    if hasattr(images, "objects"):
+        objects = sum(len(one.labels) for one in images.objects)
+        difficult = sum(int(one.difficult.sum()) for one in images.objects)
+        count = f"{len(images):,} images, {objects:,} objects, {difficult:,} difficult"
+        return f"{images.root} {images.name}: {count}"
     counts = np.bincount(images.labels, minlength=len(images.classes))
-    span = (
-        f"{counts.min():,}"
-        if counts.min() == counts.max()
-        else f"{counts.min():,} to {counts.max():,}"
-    )
+    low, high = counts.min(), counts.max()
+    span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return f"{images.root}: {len(images):,} images of {len(counts):,} classes, {span} each"
 
 
-def report(splits: Splits, errors: list[UserError], arguments: argparse.Namespace) -> None:
-    """Print what is there, decode it unless --quick, print the summary. Raises UserErrors with all problems."""
+def check(arguments: argparse.Namespace) -> None:
+    """Check a set as the options ask and print what is there. Raises UserErrors."""
+    name, directory = arguments.set, arguments.dir
+    if arguments.download:
+        download(name, READERS[name].fetch, directory)
+    if arguments.fix_val:
+        fix_val(Path(directory), arguments.fix_val)
+    errors = changed(name, directory)
+    parts = [part for part in PARTS if getattr(DATASETS[name], part) != 0]
     try:
-        check_classes(*splits)
+        splits = read(name, directory, parts)
+    except UserError as error:
+        raise UserErrors([*errors, error]) from None
+    for part, images in zip(parts, splits, strict=True):
+        errors += READERS[name].problems(name, part, images)
+    try:
+        check_same_classes(splits[0], splits[-1])
     except UserError as error:
         errors.append(error)
     for images in splits:
         print(describe(images), flush=True)
     if not arguments.quick:
-        for images, title in zip(splits, splits._fields, strict=True):
-            errors += broken(images, arguments.workers, title)
-    _conclude(sum(map(len, splits)), errors, arguments)
+        for part, images in zip(parts, splits, strict=True):
+            errors += broken(images, arguments.workers, part)
+    conclude(sum(map(len, splits)), errors, arguments)
 
 
-def _conclude(count: int, errors: list[UserError], arguments: argparse.Namespace) -> None:
-    """Print how much was looked at and how many problems there are. Raises UserErrors with all of them."""
+def changed(name: str, directory: str) -> list[UserError]:
+    """Compare the MD5 of those published files that are there."""
+    md5 = READERS[name].md5
+    if not md5:
+        return []
+    folder = folder_of(name, directory)
+    there = sum((folder / file).is_file() for file in md5)
+    print(f"{folder}: {there} of {len(md5)} official files there", flush=True)
+    return list(changed_files(folder, md5))
+
+
+def read(name: str, directory: str, parts: list[str]) -> list[Dataset]:
+    """Read parts of a set, complete or not."""
+    facts = DATASETS[name]
+    data = Data(name="folder", dir=directory, image_size=1, classes=1, verify=False)
+    data = data.model_copy(update={"name": name})  # no recipe may name imagenet_v2
+    if "detect" not in facts.tasks:
+        return READERS[name].read(data, parts)
+    return READERS[name].read(data, parts, load_recipe("voc2007_frcnn_vgg16").detect)
+
+
+def conclude(count: int, errors: list[UserError], arguments: argparse.Namespace) -> None:
+    """Print how many images were checked and how many problems there are. Raises UserErrors."""
     looked = "counted, not decoded" if arguments.quick else "decoded"
-    found = "1 problem" if len(errors) == 1 else f"{len(errors) or 'no'} problems"
+    found = plural(len(errors), "problem") if errors else "no problems"
     print(f"{arguments.set} {arguments.dir}: {count:,} images {looked}; {found}", flush=True)
     if errors:
         raise UserErrors(errors)
 
 
-def check_imagenet(arguments: argparse.Namespace) -> None:
-    """ImageNet-1k, with a validation folder sorted first if so asked."""
-    if arguments.fix_val:
-        fix_val(Path(arguments.dir), arguments.fix_val)
-    train, val = splits = on_disk(arguments.dir)
-    errors = [*imagenet.problems(train, imagenet.TRAIN), *imagenet.problems(val, imagenet.VAL)]
-    report(splits, errors, arguments)
-
-
 def fix_val(root: Path, labels: Path) -> None:
     """Move the loose validation images into folders of their synsets."""
-    folder = place_of(root, VAL)
+    folder = place_of(root, "val")
     if folder.is_file():
         raise UserError(folder, "is a tar", f"unpack it to {root / 'val'} first")
-    moved = imagenet.sort_by_class(folder, imagenet.read_labels(labels))
+    moved = sort_by_class(folder, read_labels(labels))
     print(f"{folder}: {moved:,} images moved into class folders", flush=True)
-
-
-def check_folder(arguments: argparse.Namespace) -> None:
-    report(on_disk(arguments.dir), [], arguments)
-
-
-def check_official(arguments: argparse.Namespace) -> None:
-    """One of the transfer sets: its files' MD5 where they are published, counts, classes."""
-    if arguments.download:
-        download(arguments.set, arguments.dir)
-    splits = Splits(*load_transfer(arguments.set, arguments.dir, verify=False))
-    errors = [
-        *changed_files(arguments.set, arguments.dir),
-        *official.problems(arguments.set, *splits),
-    ]
-    report(splits, errors, arguments)
-
-
-def check_voc2007(arguments: argparse.Namespace) -> None:
-    """VOC2007: the official tars where they lie beside the tree, counts, every annotation and every image."""
-    directory, splits = Path(arguments.dir), []
-    errors = voc.changed_tars(directory)
-    print(
-        f"{directory}: {sum((directory / tar).is_file() for tar in voc.TARS)} of 2 official tars there",
-        flush=True,
-    )
-    names = load_recipe("voc2007_frcnn_vgg16").detect.class_names
-    try:
-        root = voc.find_root(directory, official=True)
-    except UserError as error:
-        raise UserErrors([*errors, error]) from None
-    for name in voc.COUNTS:
-        try:
-            splits.append(voc.Voc(root, name, names))
-        except UserError as error:
-            errors += error.args[0] if isinstance(error, UserErrors) else [error]
-    for split in splits:
-        errors += voc.wrong_count(split)
-        objects = sum(len(one.labels) for one in split.objects)
-        difficult = sum(int(one.difficult.sum()) for one in split.objects)
-        print(
-            f"{root} {split.name}: {len(split):,} images, {objects:,} objects, {difficult:,} difficult",
-            flush=True,
-        )
-        if not arguments.quick:
-            errors += broken(split, arguments.workers, split.name)
-    _conclude(sum(map(len, splits)), errors, arguments)
 
 
 def _workers(text: str) -> int:
@@ -177,49 +161,30 @@ def _workers(text: str) -> int:
     return int(text)
 
 
-def main() -> None:
+def parser() -> Parser:
     parser = Parser(description=__doc__)
+    parser.set_defaults(download=False, fix_val=None)
     sets = parser.add_subparsers(dest="set", metavar="SET", required=True)
-    for name, function, about in (
-        ("imagenet", check_imagenet, "ImageNet-1k (ILSVRC2012): the official classes and counts"),
-        ("folder", check_folder, "any set of class folders"),
-        *(
-            (name, check_official, f"{facts.title}: official files and counts")
-            for name, facts in official.FACTS.items()
-        ),
-        ("voc2007", check_voc2007, "PASCAL VOC2007: the official tars, counts and annotations"),
-    ):
-        one = sets.add_parser(name, help=about, description=about)
-        one.set_defaults(run=function)
-        forms = (
-            f"{official.FACTS[name].folder}/"
-            if name in official.FACTS
-            else "class folders, tars, Hugging Face"
-        )
-        forms = "VOCdevkit/VOC2007/, beside it the tars" if name == "voc2007" else forms
-        one.add_argument("dir", metavar="DIR", help=f"where the set lies: {forms}")
-        one.add_argument(
-            "--workers",
-            metavar="N",
-            type=_workers,
-            default=os.cpu_count(),
-            help="processes that decode",
-        )
-        one.add_argument(
-            "--quick", action="store_true", help="classes and counts alone, no image is opened"
-        )
+    for name, facts in SETS.items():
+        one = sets.add_parser(name, help=facts.title, description=f"Check {facts.title}.")
+        where = f"where {facts.folder}/ lies" if facts.folder else "where the set lies"
+        one.add_argument("dir", metavar="DIR", help=where)
+        help = "processes that decode"
+        one.add_argument("--workers", metavar="N", type=_workers, default=os.cpu_count(), help=help)
+        help = "only classes and counts, no image is opened"
+        one.add_argument("--quick", action="store_true", help=help)
         if name == "imagenet":
-            about = "file of `filename synset` lines, or the devkit's folder: sorts DIR/val by class first"
-            one.add_argument("--fix-val", metavar="LABELS", type=Path, help=about)
-        if name in official.FACTS:
-            one.add_argument(
-                "--download",
-                action="store_true",
-                help="first fetch what is not there from its authors",
-            )
-    arguments = parser.parse_args()
+            help = "`filename synset` lines or the devkit's folder: first sort DIR/val by class"
+            one.add_argument("--fix-val", metavar="LABELS", type=Path, help=help)
+        if facts.folder:
+            help = "first fetch what is not there from its authors"
+            one.add_argument("--download", action="store_true", help=help)
+    return parser
+
+
+def main() -> None:
     try:
-        arguments.run(arguments)
+        check(parser().parse_args())
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

@@ -17,24 +17,19 @@ from torch import nn
 
 from deit_tract.common.errors import UserError, UserErrors
 from deit_tract.common.text import format_bytes
-from deit_tract.data.sets import imagenet, official, voc
-from deit_tract.data.sets.load import load_images
+from deit_tract.data.sets.load import check_class_count, load_splits
 from deit_tract.data.stream import Stream
 from deit_tract.models.build import build_model
 from deit_tract.models.precision import resolve_precision
 from deit_tract.plan.cost import Cost, estimate_memory, measure
 from deit_tract.recipe import published
+from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.launch import check_folder, check_trackers, lanes_of
 from deit_tract.recipe.settings.detect import FasterRcnn
 from deit_tract.recipe.settings.recipe import Data, Recipe
 from deit_tract.schedule.durations import in_steps, total_steps
 from deit_tract.schedule.learning_rate import learning_rate
 
-# Training images, validation images, classes of what needs no look: ILSVRC2012; scikit-learn's digits, a fifth held out
-KNOWN = {"imagenet": (imagenet.TRAIN, imagenet.VAL, 1000), "digits": (1_437, 360, 10)}
-KNOWN |= {name: (facts.train, facts.val, facts.classes) for name, facts in official.FACTS.items()}
-KNOWN |= {"voc2007": (*voc.COUNTS.values(), 20)}
-ON_DISK = ("imagenet", "folder", *official.FACTS, "voc", "voc2007")
 PROCESSES = (1, 2, 4, 8)
 CORE_RATE = (
     184  # images/s: DeiT's pipeline in PIL, 224 px crops of ImageNet's JPEGs, one Zen 4 core
@@ -143,20 +138,14 @@ def count_samples(data: Data, detect: FasterRcnn | None = None) -> tuple[int, in
 
     Raises what the run would about the data.
     """
-    if data.name == "synthetic" or (data.name in ON_DISK and data.dir is not None):
-        return tuple(
-            len(split) for split in (voc.load_voc(data, detect) if detect else load_images(data))
-        )
-    if data.name not in KNOWN:
+    facts = DATASETS[data.name]
+    at_hand = data.dir is not None if facts.on_disk else facts.train is None
+    if at_hand:
+        return tuple(len(split) for split in load_splits(data, detect))
+    if facts.train is None:
         return None
-    train, val, classes = KNOWN[data.name]
-    if classes != data.classes:
-        raise UserError(
-            "data.classes",
-            f"{data.classes}, but the data has {classes}",
-            f"set data.classes={classes}",
-        )
-    return train, val
+    check_class_count(data, facts.classes)
+    return facts.train, facts.val
 
 
 def _times(recipe: Recipe, stream: Stream | None, errors: list[UserError]) -> tuple:
@@ -219,7 +208,7 @@ def _notes(recipe: Recipe, samples: tuple[int, int] | None) -> list[str]:
         notes.append(
             "unknown until --data-dir DIR is given: how many images, and what follows from that"
         )
-    elif recipe.data.name in ON_DISK and recipe.data.dir is None:
+    elif DATASETS[recipe.data.name].on_disk and recipe.data.dir is None:
         notes.append("the data was not looked at: give --data-dir DIR to check it")
     if recipe.precision.autocast == "fp16" and not torch.cuda.is_available():
         notes.append("fp16 needs a CUDA GPU, which this machine does not have")

@@ -12,8 +12,9 @@ from deit_tract.common.errors import UserError
 from deit_tract.common.text import GIB
 from deit_tract.plan.cost import LAUNCHES, MFU, precision_name, speed
 from deit_tract.plan.gpus import GPUS
-from deit_tract.plan.plan import ON_DISK, Plan
+from deit_tract.plan.plan import Plan
 from deit_tract.plan.text import Lines, core_rate, pipeline_name
+from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.launch import lanes_of
 
 NODE = 8  # GPUs a node
@@ -232,7 +233,7 @@ def _steps(scale: ScaledPlan) -> Lines:
 def _reading(scale: ScaledPlan) -> Lines:
     """What each node's GPUs ask of its cores and of the file system, and all nodes together, if they never wait."""
     recipe = scale.plan.recipe
-    if recipe.data.name not in ON_DISK:
+    if not DATASETS[recipe.data.name].on_disk:
         return []
     known = recipe.data.name == "imagenet"
     head = (
@@ -278,7 +279,7 @@ def _hours(scale: ScaledPlan) -> Lines:
     names = ("lanes", "all-reduce", "evaluation", "saving", "together")
     lines = [("hours", "".join(f"{name:>12}" for name in names)[3:])]
     lines += [row(name, rate, looking) for name, rate in rates(scale).items()]
-    if plan.recipe.data.name in ON_DISK:
+    if DATASETS[plan.recipe.data.name].on_disk:
         workers = plan.recipe.data.workers
         lines.append(row(f"{workers} workers", core_rate(plan.recipe) * max(workers, 1), 1.0))
     return lines
@@ -299,7 +300,7 @@ def _assumptions(scale: ScaledPlan) -> Lines:
             "all-reduce: the faster of NCCL's ring and tree, a call for each 25 MiB; the percentage is of the step",
             "none of it hidden behind the backward pass, where DDP hides what it can of the last lane's",
         ]
-    if recipe.data.name in ON_DISK:
+    if DATASETS[recipe.data.name].on_disk:
         size = f" of {IMAGE_BYTES / 1e3:g} kB" if recipe.data.name == "imagenet" else ""
         core = f"{core_rate(recipe):.0f} images/s a core ({pipeline_name(recipe)})"
         rules.append(f"{core}; every view reads its file{size} anew, from no cache")

@@ -5,7 +5,8 @@ import math
 from deit_tract.common.text import GIB, format_bytes
 from deit_tract.plan.cost import LAUNCHES, MFU, image_shape, precision_name, speed
 from deit_tract.plan.gpus import GPUS
-from deit_tract.plan.plan import CORE_RATE, FAST, ON_DISK, PROCESSES, Plan, hours
+from deit_tract.plan.plan import CORE_RATE, FAST, PROCESSES, Plan, hours
+from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.settings.recipe import Recipe
 
 
@@ -131,7 +132,8 @@ def pipeline_name(recipe: Recipe) -> str:
 def _hours(plan: Plan) -> Lines:
     """A line a GPU: hours on so many of them, images/s that one takes, and the cores that prepare those."""
     recipe, counts, needed = plan.recipe, list(plan.shares), sum(plan.memory.values())
-    on_disk, core = recipe.data.name in ON_DISK and not recipe.data.resident, core_rate(recipe)
+    on_disk = DATASETS[recipe.data.name].on_disk and not recipe.data.resident
+    core = core_rate(recipe)
 
     def row(name: str, rate: float, looking: float) -> tuple[str, str]:
         times = [hours(plan, rate, n, looking) for n in counts]

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from deit_tract.recipe.datasets import DATASETS, names_for
 from deit_tract.recipe.settings.recipe import Augment, Mix, Recipe
 from deit_tract.recipe.source import KeyPath
 
@@ -176,8 +177,6 @@ OF_CLASSIFY = (
     ("model", "drop_path_mode"), ("evaluate", "crop"), ("expect", "top1"),
 )  # fmt: skip
 OF_DETECT = (("detect",), ("model", "unfreeze_from"), ("evaluate", "pictures"), ("expect", "map07"))
-VOC = ("voc", "voc2007")
-BOXES = (*VOC, "synthetic")  # data sets that a detector can take
 
 
 def _check_task(recipe: Recipe) -> Iterator[Problem]:
@@ -191,7 +190,7 @@ def _check_task(recipe: Recipe) -> Iterator[Problem]:
     else:
         if recipe.loss is None:
             yield ("loss",), "'loss' is missing", "give loss.name"
-        if recipe.data.name in VOC:
+        if recipe.task not in DATASETS[recipe.data.name].tasks:
             yield (
                 ("data", "name"),
                 f"'{recipe.data.name}' has boxes, no class an image",
@@ -203,8 +202,9 @@ def _detect(recipe: Recipe) -> Iterator[Problem]:
     model, data, detect = recipe.model, recipe.data, recipe.detect
     if model.name != "fasterrcnn_vgg16":
         yield ("model", "name"), f"no detector '{model.name}'", "set it to fasterrcnn_vgg16"
-    if data.name not in BOXES:
-        yield ("data", "name"), f"'{data.name}' has no boxes", f"use one of {', '.join(BOXES)}"
+    if recipe.task not in DATASETS[data.name].tasks:
+        instead = f"use one of {', '.join(names_for(recipe.task))}"
+        yield ("data", "name"), f"'{data.name}' has no boxes", instead
     if data.channels != 3:
         yield ("data", "channels"), "the detector takes RGB images", "set it to 3"
     if model.unfreeze_from and not model.pretrained:

@@ -8,9 +8,9 @@ from typing import Any
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.files import disk_errors
-from deit_tract.data.sets import voc
+from deit_tract.data.sets.load import load_validation
 from deit_tract.evaluators.detection import table
-from deit_tract.recipe.checks import BOXES
+from deit_tract.recipe.datasets import names_for
 from deit_tract.recipe.settings.recipe import Data
 from deit_tract.results.trained import Trained
 from deit_tract.tasks.detect import Detect
@@ -27,10 +27,11 @@ class Detection:
                 raise UserError(
                     f"--{option}", f"{model.source} is a detector", f"leave out --{option}"
                 )
-        if name not in BOXES:
-            raise UserError(f"--data {name}", "has no boxes", f"give one of {', '.join(BOXES)}")
+        known = names_for("detect")
+        if name not in known:
+            raise UserError(f"--data {name}", "has no boxes", f"give one of {', '.join(known)}")
         self.arguments, self.model, self.data = arguments, model, data
-        self.task = Detect(model.recipe, voc.validation(data, model.recipe.detect))
+        self.task = Detect(model.recipe, load_validation(data, model.recipe.detect))
 
     def measure(self, accelerator, size: int) -> dict[str, Any]:
         """Every number, the same on every process; writes nothing."""

@@ -22,7 +22,8 @@ from torch import Tensor
 from deit_tract.common.errors import UserError
 from deit_tract.common.files import disk_errors, write_atomic
 from deit_tract.common.seeds import derive
-from deit_tract.data.sets import held_out
+from deit_tract.data.sets.imagenet import class_names
+from deit_tract.data.sets.load import load_validation
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.results.trained import Trained
 
@@ -229,11 +230,11 @@ def label_names(recipe: Recipe) -> list[str] | None:
     if data.name == "imagenet" and data.classes == len(official):
         return official
     try:
-        images = held_out.load_validation(data.name, data)
+        images = load_validation(data)
     except UserError:
         return None
     return (
-        held_out.class_names(images, data.classes)
+        class_names(images, data.classes)
         if getattr(images, "classes", None) is not None
         else None
     )

@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 from deit_tract import tract
 from deit_tract.common.seeds import derive, seed_generators
 from deit_tract.data.resident import Resident
-from deit_tract.data.sets.load import load_images
+from deit_tract.data.sets.load import load_splits
 from deit_tract.data.transforms import augment, fast, mix
 from deit_tract.evaluators.classification import count_right, summarize
 from deit_tract.models.build import build_model
@@ -29,7 +29,7 @@ class Classify:
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.train_data, self.val_data = load_images(recipe.data)
+        self.train_data, self.val_data = load_splits(recipe.data)
         if recipe.data.resident:
             self.train_data = Resident(self.train_data, recipe, recipe.augment)
             self.val_data = Resident(self.val_data, recipe)

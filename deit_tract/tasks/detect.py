@@ -10,7 +10,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import derive, seed_generators
-from deit_tract.data.sets import voc as data
+from deit_tract.data.sets.load import load_splits
 from deit_tract.data.transforms.detection import ToSample
 from deit_tract.evaluators import average_precision
 from deit_tract.evaluators.detection import drawn, gathered, table
@@ -32,7 +32,7 @@ class Detect:
             average_precision.ClassPrecision
         ] = []  # of the classes, at the last evaluation
         if val_data is None:
-            self.train_data, self.val_data = data.load_voc(recipe.data, recipe.detect)
+            self.train_data, self.val_data = load_splits(recipe.data, recipe.detect)
             self.train_transform = ToSample(recipe.augment.flip, difficult=False)
             self.bare = build_model(recipe)
 

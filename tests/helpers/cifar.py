@@ -8,7 +8,7 @@ import pytest
 
 from deit_tract.common.errors import UserError
 from deit_tract.data.sets import cifar
-from deit_tract.data.sets.load import load_images
+from deit_tract.data.sets.load import load_splits
 from deit_tract.recipe.settings.recipe import Data
 
 
@@ -22,7 +22,7 @@ def data(name: str, directory: Path | None, **values) -> Data:
 
 def fails(settings: Data) -> str:
     with pytest.raises(UserError) as caught:
-        load_images(settings)
+        load_splits(settings)
     return str(caught.value)
 
 

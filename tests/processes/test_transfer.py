@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.io import loadmat
 
-from deit_tract.data.sets.load import load_images
+from deit_tract.data.sets.load import load_splits
 from deit_tract.data.transforms import augment
 from deit_tract.models.build import build_model
 from deit_tract.models.weights import load_weights
@@ -81,7 +81,7 @@ def accuracy(folder: Path) -> float:
     recipe = load_recipe(str(folder / "recipe.yaml"))
     net = build_model(recipe).eval()
     load_weights(net, start.weights_of(str(folder)))
-    images, transform = load_images(recipe.data).val, augment.eval_transform(recipe)
+    images, transform = load_splits(recipe.data).val, augment.eval_transform(recipe)
     right = sum(
         int(net(transform(image).unsqueeze(0)).argmax()) == label for image, label in images
     )

@@ -25,15 +25,15 @@ def test_the_tool_names_changed_tars_wrong_counts_and_broken_photos(small):
     (small / "VOCtest_06-Nov-2007.tar").write_bytes(b"half of it")
     (small / "VOCdevkit" / "VOC2007" / "JPEGImages" / "empty.jpg").write_bytes(b"no image")
     code, out, errors = prepare(small, "--workers", "0")
-    assert code == 2 and "1 of 2 official tars there" in out
+    assert code == 2 and "1 of 2 official files there" in out
     assert "trainval: 3 images, 3 objects, 1 difficult" in out and out.endswith(
         "4 images decoded; 4 problems\n"
     )
     assert (
-        "VOCtest_06-Nov-2007.tar: has MD5 " in errors[0]
-        and "split trainval has 3 images" in errors[1]
+        "VOCtest_06-Nov-2007.tar: differs from the official file (MD5 " in errors[0]
+        and "3 training images, PASCAL VOC2007 has 5,011" in errors[1]
     )
     assert (
-        "empty.jpg: cannot be read as an image" in errors[2]
-        and "split test has 1 images" in errors[3]
+        "1 validation images, PASCAL VOC2007 has 4,952" in errors[2]
+        and "empty.jpg: cannot be read as an image" in errors[3]
     )

@@ -110,7 +110,7 @@ def test_bf16(evaluate, digits):
     [
         (["RUN", "--step", 7], "has no checkpoint of step 7; it has 30, 60"),
         (["RUN", "--data", "digitz"], "invalid choice: 'digitz'"),
-        (["RUN", "--data", "folder"], "--data folder: lies on disk; give --data-dir DIR"),
+        (["RUN", "--data", "folder"], "data.dir: data set 'folder' lies on disk; give --data-dir DIR"),
         (
             ["RUN", "--data", "folder", "--data-dir", "PHOTOS"],
             "number of classes is 10, but the data has 3",

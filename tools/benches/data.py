@@ -36,7 +36,7 @@ from deit_tract.common.text import table
 from deit_tract.data import feed
 from deit_tract.data.loader import Views
 from deit_tract.data.sets import decode
-from deit_tract.data.sets.readers import Images
+from deit_tract.data.sets.images import Images
 from deit_tract.data.stream import Stream, View
 from deit_tract.data.transforms import augment, fast
 from deit_tract.recipe.resolve import load_recipe

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from deit_tract.common.text import table
 from deit_tract.data.resident import Resident, batches
-from deit_tract.data.sets.load import load_images
+from deit_tract.data.sets.load import load_splits
 from deit_tract.data.stream import Stream, View
 from deit_tract.data.transforms import augment
 from deit_tract.recipe.resolve import load_recipe
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
     """Measure both variants on the CPU and print their rates."""
     settings = [f"data.name={arguments.data}", "data.verify=false"]
     recipe = load_recipe("cifar10_cnn_8ep_sgd", settings, arguments.data_dir)
-    images = load_images(recipe.data).train
+    images = load_splits(recipe.data).train
     stream = Stream(len(images), recipe.batch.lanes, recipe.batch.lane_size)
     start = time.process_time()
     held = Resident(images, recipe, recipe.augment)

@@ -1,4 +1,4 @@
-"""A photo with the objects on it, and how it becomes the detector's input."""
+"""A photo with the objects on it."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Objects(NamedTuple):
-    """What is on an image."""
+    """The objects of an image."""
 
     boxes: Tensor  # (n, 4) float32: x0, y0, x1, y1 in pixels, half-open: x1 - x0 is the width
     labels: Tensor  # (n,) int64, from 1 in the order of the class names
@@ -14,7 +14,7 @@ class Objects(NamedTuple):
 
 
 class Photo(NamedTuple):
-    """An image with what is on it and where it stands in its split."""
+    """An image with its objects and its position in its split."""
 
     image: object  # PIL, RGB
     objects: Objects

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from deit_tract.data.sets.readers import Images
+from deit_tract.data.sets.images import Images
 
 try:
     import simplejpeg
@@ -15,17 +15,16 @@ except ImportError:  # optional: PIL decodes
 
 
 class Decoded(Dataset):
-    """A data set's images as uint8 arrays (height, width[, 3]) instead of PIL images, with equal values.
+    """A data set's images as uint8 arrays (height, width[, 3]) with the values of the PIL images.
 
-    simplejpeg decodes what it decodes as PIL does; the rest goes to PIL: other formats, greyscale, CMYK, and whatever
-    is broken, so that what is accepted does not depend on the decoder.
+    simplejpeg decodes what it decodes as PIL does; the rest goes to PIL: other formats, greyscale,
+    CMYK, and whatever is broken, so that what is accepted does not depend on the decoder.
     """
 
     def __init__(self, images: Dataset):
         self.images = images
-        files = (
-            isinstance(images, Images) and type(images).__getitem__ is Images.__getitem__
-        )  # not held in memory
+        # images in memory have a __getitem__ of their own
+        files = isinstance(images, Images) and type(images).__getitem__ is Images.__getitem__
         self.direct = simplejpeg is not None and files and images.mode == "RGB"
 
     def __len__(self) -> int:
@@ -41,18 +40,15 @@ class Decoded(Dataset):
 
 
 def decode_jpeg(source: str | io.BytesIO) -> np.ndarray | None:
-    """A file's or buffer's pixels (height, width, 3), or None where PIL has to say."""
+    """Return a file's or buffer's pixels (height, width, 3), or None if it is left to PIL."""
     try:
         data = source.getvalue() if isinstance(source, io.BytesIO) else _read(source)
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours != "YCbCr" or height * width > (Image.MAX_IMAGE_PIXELS or 0):
             return None
         return simplejpeg.decode_jpeg(data, strict=True)  # a warning of the decoder is an error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-    ):  # KeyError: a subsampling that simplejpeg has no name for, as 4:4:1
+    # KeyError: a subsampling that simplejpeg has no name for, such as 4:4:1
+    except (OSError, ValueError, KeyError):
         return None
 
 

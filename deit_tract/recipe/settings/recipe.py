@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from deit_tract.recipe.datasets import TRAINABLE
 from deit_tract.recipe.settings.base import (
     Count,
     Epochs,
@@ -53,18 +54,7 @@ class Model(Section):
 
 
 class Data(Section):
-    name: Literal[
-        "cars",
-        "cifar10",
-        "cifar100",
-        "digits",
-        "flowers102",
-        "folder",
-        "imagenet",
-        "synthetic",
-        "voc",
-        "voc2007",
-    ] = Field(description="data set")
+    name: Literal[*TRAINABLE] = Field(description="data set")
     dir: str | None = Field(None, description="where it lies; normally given as --data-dir")
     image_size: Count = Field(
         description="px, height and width that the model sees; task detect: shorter side"

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from deit_tract.data.sets.load import load_images
+from deit_tract.data.sets.load import load_splits
 from deit_tract.plan.plan import count_samples
 from tests.helpers.cifar import data, fails, write
 
 
 def test_the_real_files_are_read_as_torchvision_reads_them(real_images, monkeypatch):
     root = real_images("cifar10_exact1017.tar.gz")
-    train, val = load_images(data("cifar10", root, verify=False))
+    train, val = load_splits(data("cifar10", root, verify=False))
     assert (len(train), len(val)) == (5 * 1017, 1017)
     assert " ".join(train.classes) == "airplane automobile bird cat deer dog frog horse ship truck"
     monkeypatch.setattr(torchvision_datasets.CIFAR10, "_check_integrity", lambda self: True)
@@ -36,7 +36,7 @@ def test_verify_wants_the_official_counts(real_images):
         and "data_batch_1 to data_batch_5: 5,085 training images, CIFAR-10 has 50,000" in lines[0]
     )
     assert lines[1].endswith(
-        "1,017 test images, CIFAR-10 has 10,000; complete it, or set data.verify=false for a part"
+        "1,017 validation images, CIFAR-10 has 10,000; complete it, or set data.verify=false for a part"
     )
     assert "data.classes: 7, but the data has 10" in fails(
         data("cifar10", root, verify=False, classes=7)
@@ -47,7 +47,7 @@ def test_verify_wants_the_official_counts(real_images):
 @pytest.mark.parametrize("key", [str, str.encode], ids=["text", "bytes"])
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_text_and_bytes_keys_of_every_protocol(tmp_path, name, key, protocol):
-    train, val = load_images(data(name, write(tmp_path, name, 100, protocol, key), verify=False))
+    train, val = load_splits(data(name, write(tmp_path, name, 100, protocol, key), verify=False))
     assert len(train) == (500 if name == "cifar10" else 100) and len(val) == 100
     assert train.classes[3] == "class 3" and train[13][1] == (3 if name == "cifar10" else 13)
     first = np.random.default_rng(0).integers(0, 256, (100, 3072), dtype=np.uint8)[0]
@@ -59,7 +59,7 @@ def test_text_and_bytes_keys_of_every_protocol(tmp_path, name, key, protocol):
 def test_the_folder_itself_is_taken_too_and_grey_is_grey(tmp_path):
     write(tmp_path)
     settings = {"verify": False, "channels": 1, "mean": [0.5], "std": [0.5]}
-    train = load_images(data("cifar10", tmp_path / "cifar-10-batches-py", **settings)).train
+    train = load_splits(data("cifar10", tmp_path / "cifar-10-batches-py", **settings)).train
     assert len(train) == 100 and train[0][0].mode == "L"
 
 
@@ -86,7 +86,7 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
     [
         (b"", "cannot be read (Ran out of input)"),
         (b"\x80\x02}q\x00(", "cannot be read"),
-        (pickle.dumps([1]), "is no file of CIFAR (it lacks data, labels)"),
+        (pickle.dumps([1]), "is not a file of CIFAR (it lacks data, labels)"),
         (
             pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 1]}),
             "(it lacks labels)",
@@ -102,7 +102,7 @@ def test_nothing_in_a_file_is_run(tmp_path, monkeypatch):
         ),
         (
             pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}),
-            "is no file of CIFAR",
+            "is not a file of CIFAR",
         ),
     ],
 )
@@ -138,7 +138,7 @@ def test_class_folders_are_for_the_folder_reader(tmp_path):
     assert fails(data("cifar10", tmp_path)).endswith(
         "(train/CLASS, test/CLASS) set data.name=folder"
     )
-    assert len(load_images(data("folder", tmp_path, classes=2)).val) == 2
+    assert len(load_splits(data("folder", tmp_path, classes=2)).val) == 2
 
 
 def test_the_plan_knows_the_counts_without_data():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import ToTensor, v2
 
-from deit_tract.data.sets.readers import Folders
+from deit_tract.data.sets.images import Folders
 from deit_tract.data.transforms import colour
 from tests.helpers.images import as_tensor, noise
 

@@ -8,7 +8,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets import folder as datasets_folder
 
 from deit_tract.common.errors import UserError
-from deit_tract.data.sets.load import load_images
+from deit_tract.data.sets.load import load_splits
 from deit_tract.data.transforms import augment
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Data
@@ -35,12 +35,12 @@ def folder(tmp_path):
 
 def fails(settings: Data) -> str:
     with pytest.raises(UserError) as caught:
-        load_images(settings)
+        load_splits(settings)
     return str(caught.value)
 
 
 def test_digits_are_all_there_and_split_for_good():
-    train, val = load_images(data("digits", classes=10, channels=1))
+    train, val = load_splits(data("digits", classes=10, channels=1))
     assert (len(train), len(val)) == (1437, 360)
     image, label = val[0]
     assert (
@@ -52,15 +52,15 @@ def test_digits_are_all_there_and_split_for_good():
 
 
 def test_synthetic_is_the_same_each_time_and_tells_its_class():
-    first, again = load_images(data("synthetic")).train, load_images(data("synthetic")).train
+    first, again = load_splits(data("synthetic")).train, load_splits(data("synthetic")).train
     assert (np.array(first[5][0]) == np.array(again[5][0])).all()
     assert np.array(first[1][0]).mean() > np.array(first[0][0]).mean() + 50
 
 
 def test_folder_reads_what_lies_there(folder):
-    train, val = load_images(data("folder", folder))
+    train, val = load_splits(data("folder", folder))
     assert len(train) == len(val) == 6 and train[5][1] == 1 and train[0][0].size == (24, 20)
-    grey = load_images(data("folder", folder, channels=1, mean=[0.5], std=[0.5])).train
+    grey = load_splits(data("folder", folder, channels=1, mean=[0.5], std=[0.5])).train
     assert grey[0][0].mode == "L"
 
 
@@ -68,7 +68,7 @@ def test_greyscale_palette_and_alpha_files_come_as_rgb(folder):
     for index, mode in enumerate(("L", "P", "RGBA", "1", "I;16")):
         Image.new(mode, (20, 24)).save(folder / "train" / "cat" / f"{index}x.png")
     Image.new("CMYK", (20, 24)).save(folder / "train" / "cat" / "cmyk.jpg")
-    train = load_images(data("folder", folder)).train
+    train = load_splits(data("folder", folder)).train
     assert {train[i][0].mode for i in range(len(train))} == {"RGB"}
 
 
@@ -86,7 +86,7 @@ def test_odd_images_are_converted_as_pillow_does(folder, mode):
     path = folder / "train" / "cat" / ("0.jpg" if mode in ("CMYK", "YCbCr") else "0.png")
     (folder / "train" / "cat" / "0.png").unlink()
     image.save(path, **({"transparency": 3} if mode == "P" else {}))
-    ours = load_images(data("folder", folder)).train[0][0]
+    ours = load_splits(data("folder", folder)).train[0][0]
     reference = datasets_folder.pil_loader(str(path))
     assert (ours.mode, ours.size) == ("RGB", (24, 20)) and ours.tobytes() == reference.tobytes()
 
@@ -95,7 +95,7 @@ def test_exif_does_not_turn_an_image_and_content_beats_the_ending(folder):
     path, exif = folder / "train" / "cat" / "0.png", Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("RGB", (24, 20), "red").save(path, "jpeg", exif=exif)
-    assert load_images(data("folder", folder)).train[0][0].size == (24, 20)
+    assert load_splits(data("folder", folder)).train[0][0].size == (24, 20)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (7, 5)])
@@ -107,7 +107,7 @@ def test_images_smaller_than_the_crop_are_enlarged(folder, size):
         ["data.image_size=16", "data.classes=2", "evaluate.crop=0.875"],
         str(folder),
     )
-    splits = load_images(recipe.data)
+    splits = load_splits(recipe.data)
     for images, transform in zip(
         splits, (augment.train_transform(recipe), augment.eval_transform(recipe)), strict=True
     ):
@@ -123,7 +123,7 @@ def test_files_are_ordered_as_text_below_their_class(folder):
     for name in ("x_1003.png", "x_101.png", "Z.png", "sub/a.png"):
         (folder / "train" / "cat" / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(folder / "train" / "cat" / name)
-    train = load_images(data("folder", folder)).train
+    train = load_splits(data("folder", folder)).train
     names = ["0.png", "1.png", "2.png", "Z.png", "x_1003.png", "x_101.png", "sub/a.png"]
     assert [train.name(i) for i in range(7)] == [f"cat/{name}" for name in names]
     assert [train.where(i) for i in range(10)] == [
@@ -163,7 +163,7 @@ def test_the_number_of_classes_is_checked(folder):
 def test_an_unreadable_image_is_named(folder, content):
     path = folder / "train" / "cat" / "1.png"
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
-    train = load_images(data("folder", folder)).train
+    train = load_splits(data("folder", folder)).train
     with pytest.raises(
         UserError, match=r"train/cat/1.png: cannot be read as an image .*; replace or remove it"
     ):

@@ -10,7 +10,8 @@ from PIL import Image
 from deit_tract.common.errors import UserError
 from deit_tract.data.sets import decode
 from deit_tract.data.sets.decode import Decoded
-from deit_tract.data.sets.readers import Folders, Tars
+from deit_tract.data.sets.images import Folders
+from deit_tract.data.sets.tars import Tars
 
 
 def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from deit_tract.common.seeds import seed_generators
 from deit_tract.data.sets.decode import Decoded
-from deit_tract.data.sets.readers import Folders
+from deit_tract.data.sets.images import Folders
 from deit_tract.data.transforms import augment, fast
 from deit_tract.recipe.resolve import load_recipe
 from tests.helpers.images import as_tensor, noise

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from deit_tract.common.errors import UserError
-from deit_tract.data.sets import imagenet, readers
-from deit_tract.data.sets.load import load_images
-from deit_tract.data.sets.on_disk import on_disk
+from deit_tract.data.sets import hugging_face, imagenet, images, tars
+from deit_tract.data.sets.folder import open_parts
+from deit_tract.data.sets.load import load_splits
 from deit_tract.recipe.settings.recipe import Data
 
 OFFICIAL = ImageNetInfo().label_names()
@@ -42,11 +42,11 @@ def data(directory, **values) -> Data:
 
 def fails(settings: Data) -> str:
     with pytest.raises(UserError) as caught:
-        load_images(settings)
+        load_splits(settings)
     return str(caught.value)
 
 
-def raw(images: readers.Images, index: int) -> bytes:
+def raw(images: images.Images, index: int) -> bytes:
     source = images.open(index)
     return source.read() if hasattr(source, "read") else Path(source).read_bytes()
 
@@ -147,7 +147,7 @@ FORMS = (linked_folders, one_tar, class_tars, tar_of_tars, saved, saved_from_hub
 def form(request, photos, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param.__name__)
     request.param(photos, root)
-    return load_images(data(root))
+    return load_splits(data(root))
 
 
 def test_every_form_has_imagefolders_order_labels_and_bytes(form, photos):
@@ -181,14 +181,14 @@ def test_every_form_reaches_workers_after_it_was_read_here(form):
 
 def test_greyscale_photos_come_as_three_equal_channels(photos, tmp_path):
     """25 photos of the sample are grey; they are stored here as ImageNet has its greyscale ones, with one channel."""
-    val, grey = load_images(data(photos)).val, {}
+    val, grey = load_splits(data(photos)).val, {}
     for index in range(len(val)):
         pixels = np.asarray(val[index][0])
         if (pixels == pixels[..., :1]).all():
             (tmp_path / OFFICIAL[index]).mkdir()
             Image.fromarray(pixels[..., 0]).save(tmp_path / OFFICIAL[index] / "x.JPEG", quality=100)
             grey[OFFICIAL[index]] = pixels
-    ours = readers.Folders(tmp_path, "RGB")
+    ours = images.Folders(tmp_path, "RGB")
     assert len(grey) == len(ours) == 25
     for (image, _), before in zip((ours[i] for i in range(25)), grey.values(), strict=True):
         pixels = np.asarray(image)
@@ -199,7 +199,7 @@ def test_greyscale_photos_come_as_three_equal_channels(photos, tmp_path):
 def test_timms_reader_finds_the_same_images_in_a_tar(photos, tmp_path):
     one_tar(photos, tmp_path)
     ours, theirs = (
-        readers.Tars(tmp_path / "train.tar", "RGB"),
+        tars.Tars(tmp_path / "train.tar", "RGB"),
         ReaderImageInTar(str(tmp_path / "train.tar")),
     )
     pairs = [(theirs[i][0].read(), int(theirs[i][1])) for i in range(len(theirs))]
@@ -215,13 +215,13 @@ def test_the_hub_through_timms_reader(photos, tmp_path, monkeypatch):
         both = rows(photos / folder, hub=True)
         keep = [i for i, label in enumerate(both["label"]) if OFFICIAL[label] in few]
         both.select(keep).to_parquet(tmp_path / "set" / "data" / f"{part}-00000-of-00001.parquet")
-    for folder, ours in zip(("train", "val"), on_disk(f"hfds/{tmp_path / 'set'}"), strict=True):
+    for folder, ours in zip(("train", "val"), open_parts(f"hfds/{tmp_path / 'set'}", ("train", "val")), strict=True):
         expected = [path for name in few for path in sorted((photos / folder / name).iterdir())]
         assert [raw(ours, i) for i in range(len(ours))] == [path.read_bytes() for path in expected]
         assert ours.name(0) == f"{expected[0].stem}_{few[0]}.JPEG"
     assert (tmp_path / "cache").exists()
     with pytest.raises(UserError, match=r"^hfds//nowhere/set: cannot be loaded"):
-        on_disk("hfds//nowhere/set")
+        open_parts("hfds//nowhere/set", ("train",))
 
 
 def test_hugging_face_without_its_package(monkeypatch):
@@ -241,13 +241,13 @@ def test_hugging_face_without_names_or_labels(photos, tmp_path):
     with pytest.raises(
         UserError, match="images without file names, by which the reference orders them"
     ):
-        readers.HuggingFace(unnamed, "set", "RGB")
-    assert readers.HuggingFace(unnamed, "set", "RGB", ordered=False)[0][1] == 0
+        hugging_face.HuggingFace(unnamed, "set", "RGB")
+    assert hugging_face.HuggingFace(unnamed, "set", "RGB", ordered=False)[0][1] == 0
     with pytest.raises(UserError, match="set: has no column of type ClassLabel; its columns: img"):
-        readers.HuggingFace(unnamed.remove_columns("fine"), "set", "RGB")
+        hugging_face.HuggingFace(unnamed.remove_columns("fine"), "set", "RGB")
     unlabelled = hf.Dataset.from_dict({"img": cells, "fine": [-1, -1]}, features)
     with pytest.raises(UserError, match="images without a label"):
-        readers.HuggingFace(unlabelled, "set", "RGB")
+        hugging_face.HuggingFace(unlabelled, "set", "RGB")
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def as_tar(folder: Path) -> Path:
 
 
 def test_a_part_of_it_is_accepted_when_not_verified(tiny):
-    assert len(load_images(data(tiny, classes=2)).train) == 6
+    assert len(load_splits(data(tiny, classes=2)).train) == 6
     assert "data.classes: 1000, but the data has 2" in fails(data(tiny))
 
 
@@ -281,14 +281,14 @@ def test_all_that_is_missing_is_said_at_once(tiny):
     lines = fails(data(tiny, verify=True)).splitlines()
     assert len(lines) == 6 and all("data.verify=false" in line for line in lines)
     assert lines[0].startswith(f"{tiny}/train: 998 of 1,000 classes are missing: {OFFICIAL[2]}, ")
-    assert f"{tiny}/train: 6 images, ImageNet has 1,281,167" in lines[1]
+    assert f"{tiny}/train: 6 training images, ImageNet has 1,281,167" in lines[1]
     assert (
         f"{tiny}/val: 2 classes do not have 50 images: n01440764 has 3, n01443537 has 3;"
         in lines[5]
     )
 
 
-class Listed(readers.Images):
+class Listed(images.Images):
     root, mode = "set", "RGB"
 
     def __init__(self, counts, classes=OFFICIAL, name="x.JPEG"):
@@ -305,21 +305,22 @@ class Listed(readers.Images):
 def test_whole_imagenet_passes():
     train = np.full(1000, 1281)
     train[:167] += 1
-    imagenet.check_imagenet(Listed(train), Listed(np.full(1000, 50)))
+    for part, counts in (("train", train), ("val", np.full(1000, 50))):
+        assert not list(imagenet.imagenet_problems("imagenet", part, Listed(counts)))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_one_image_less_or_more_is_told(change):
     counts = np.full(1000, 50)
     counts[7] += change
-    total, of_class = imagenet.problems(Listed(counts), imagenet.VAL)
-    assert str(total).startswith(f"set: {50_000 + change:,} images, ImageNet has 50,000;")
+    total, of_class = imagenet.imagenet_problems("imagenet", "val", Listed(counts))
+    assert str(total).startswith(f"set: {50_000 + change:,} validation images, ImageNet has 50,000;")
     assert f"1 classes do not have 50 images: {OFFICIAL[7]} has {50 + change};" in str(of_class)
 
 
 def test_labels_in_another_order_are_told():
     swapped = [OFFICIAL[1], OFFICIAL[0], *OFFICIAL[2:]]
-    (error,) = imagenet.problems(Listed(np.full(1000, 50), swapped), imagenet.VAL)
+    (error,) = imagenet.imagenet_problems("imagenet", "val", Listed(np.full(1000, 50), swapped))
     assert "not in the order of the sorted synsets" in str(error)
 
 
@@ -328,12 +329,12 @@ def test_other_classes_than_imagenets_are_told(tiny):
         (tiny / part / OFFICIAL[1]).rename(tiny / part / "n99999999")
     message = fails(data(tiny, classes=2))
     assert (
-        f"{tiny}/train: 1 of 2 classes are no synsets of ImageNet-1k: n99999999; for another set"
+        f"{tiny}/train: 1 of 2 classes are not synsets of ImageNet-1k: n99999999; for another set"
         in message
     )
     for part in ("train", "val"):
         (tiny / part / "n99999999").rename(tiny / part / "goldfish")
-    assert "no synsets of ImageNet-1k: goldfish" in fails(data(tiny, classes=2))
+    assert "not synsets of ImageNet-1k: goldfish" in fails(data(tiny, classes=2))
 
 
 def test_a_class_that_validation_lacks_is_told(tiny):
@@ -366,7 +367,7 @@ def test_a_broken_image_in_a_tar_is_named_with_its_member(tiny):
     path = tiny / "train" / OFFICIAL[1] / f"{OFFICIAL[1]}_1.JPEG"
     path.write_bytes(path.read_bytes()[:200])
     as_tar(tiny / "train")
-    train = load_images(data(tiny, classes=2)).train
+    train = load_splits(data(tiny, classes=2)).train
     with pytest.raises(
         UserError, match=r"/train.tar:./n01443537/n01443537_1.JPEG: cannot be read as an image"
     ):
@@ -377,7 +378,7 @@ def test_a_broken_image_in_a_tar_is_named_with_its_member(tiny):
 def test_a_tar_that_is_none_or_empty_or_cut_off(tiny):
     tar = as_tar(tiny / "train")
     whole = tar.read_bytes()
-    end = readers.Tars(tar, "RGB")._offset.max()
+    end = tars.Tars(tar, "RGB")._offset.max()
     for content, message in (
         (b"no tar at all" * 1000, "cannot be read as a tar"),
         (
@@ -392,13 +393,13 @@ def test_a_tar_that_is_none_or_empty_or_cut_off(tiny):
 
 
 def test_the_index_of_large_tars_is_kept_until_they_change(tiny, monkeypatch):
-    monkeypatch.setattr(readers, "INDEX_FROM", 1)
+    monkeypatch.setattr(tars, "INDEX_FROM", 1)
     tar, kept = as_tar(tiny / "train"), tiny / ".train.tar.index.npz"
-    first = readers.Tars(tar, "RGB")
+    first = tars.Tars(tar, "RGB")
     assert kept.exists() and len(list(tiny.glob(".train*"))) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(readers, "_scan", lambda *_: pytest.fail("read anew"))
-        again = readers.Tars(tar, "RGB")
+        patch.setattr(tars, "_scan", lambda *_: pytest.fail("read again"))
+        again = tars.Tars(tar, "RGB")
     assert [raw(again, i) for i in range(6)] == [
         raw(first, i) for i in range(6)
     ] and again.classes == first.classes
@@ -407,25 +408,25 @@ def test_the_index_of_large_tars_is_kept_until_they_change(tiny, monkeypatch):
         more.add(
             tiny / "was_train" / OFFICIAL[0] / f"{OFFICIAL[0]}_0.JPEG", f"{OFFICIAL[0]}/z.JPEG"
         )
-    assert len(readers.Tars(tar, "RGB")) == 7
+    assert len(tars.Tars(tar, "RGB")) == 7
     kept.write_bytes(b"broken")
-    assert len(readers.Tars(tar, "RGB")) == 7 == len(np.load(kept)["labels"])
+    assert len(tars.Tars(tar, "RGB")) == 7 == len(np.load(kept)["labels"])
 
 
 def test_an_index_that_cannot_be_kept_is_a_warning(tiny, monkeypatch):
-    monkeypatch.setattr(readers, "INDEX_FROM", 1)
+    monkeypatch.setattr(tars, "INDEX_FROM", 1)
     monkeypatch.setattr(
-        readers.os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError("read-only"))
+        tars.os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError("read-only"))
     )
-    with pytest.warns(UserWarning, match="every start reads the tars anew"):
-        readers.Tars(as_tar(tiny / "train"), "RGB")
+    with pytest.warns(UserWarning, match="every start reads the tars again"):
+        tars.Tars(as_tar(tiny / "train"), "RGB")
     assert not list(tiny.glob(".train*"))
 
 
 def test_many_tars_do_not_stay_open(photos, tmp_path):
     class_tars(photos, tmp_path)
-    train = readers.Tars(tmp_path / "train", "RGB")
+    train = tars.Tars(tmp_path / "train", "RGB")
     before = len(os.listdir("/proc/self/fd"))
     for index in range(0, 1000, 10):
         raw(train, index)
-    assert len(os.listdir("/proc/self/fd")) - before <= readers.FEW_TARS
+    assert len(os.listdir("/proc/self/fd")) - before <= tars.FEW_TARS

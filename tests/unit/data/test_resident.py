@@ -5,7 +5,7 @@ import torch
 
 from deit_tract.common.errors import UserError
 from deit_tract.data import resident
-from deit_tract.data.sets.load import load_images
+from deit_tract.data.sets.load import load_splits
 from deit_tract.data.stream import Stream, View
 from deit_tract.data.transforms import augment
 from deit_tract.recipe.describe import differences
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def both(*overrides: str, workers: int = 0, device: torch.device = CPU) -> tuple[list, list]:
     """Three training batches of a recipe on made images: resident, and by way of PIL."""
     recipe = load_recipe(RECIPE, ["data.name=synthetic", f"data.workers={workers}", *overrides])
-    images = load_images(recipe.data).train
+    images = load_splits(recipe.data).train
     stream = Stream(len(images), lanes=2, lane_size=32, seed=7)
     keys = [
         stream.views(step, lane) for step, lane in ((0, 0), (0, 1), (95, 1))
@@ -90,7 +90,7 @@ def test_crops_and_flips_are_all_there():
 
 def test_black_borders_are_black_before_they_are_normalised():
     recipe = load_recipe(RECIPE, ["data.name=synthetic"])
-    held = resident.Resident(load_images(recipe.data).train, recipe, recipe.augment)
+    held = resident.Resident(load_splits(recipe.data).train, recipe, recipe.augment)
     (images, _), black = (
         held.take(torch.tensor([[3, 0, 8, False]])),
         -torch.tensor(recipe.data.mean),
@@ -103,7 +103,7 @@ def test_black_borders_are_black_before_they_are_normalised():
 
 def test_validation_images_are_neither_moved_nor_flipped():
     recipe = load_recipe(RECIPE, ["data.name=synthetic"])
-    images, keys = load_images(recipe.data).val, [[View(index, 0) for index in range(40, 60)]]
+    images, keys = load_splits(recipe.data).val, [[View(index, 0) for index in range(40, 60)]]
     ours = next(resident.batches(resident.Resident(images, recipe), None, False, keys, 0, CPU))
     theirs = next(
         iter(resident.batches(images, augment.eval_transform(recipe), False, keys, 0, CPU))
@@ -118,7 +118,7 @@ def test_images_of_another_size_are_refused():
     with pytest.raises(
         UserError, match=r"data.resident: image 0 has 8 x 8 px, data.image_size is 9; set data.res"
     ):
-        resident.Resident(load_images(recipe.data).train, recipe)
+        resident.Resident(load_splits(recipe.data).train, recipe)
 
 
 def test_what_needs_an_image_of_its_own_is_refused():

@@ -15,10 +15,9 @@ from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
 from deit_tract.data.sets import cifar
-from deit_tract.data.sets.fetch import DOWNLOADS, MD5
-from deit_tract.data.sets.fine_grained import CARS
-from deit_tract.data.sets.load import load_images
-from deit_tract.data.sets.readers import Splits
+from deit_tract.data.sets.cars import FILES
+from deit_tract.data.sets.images import Splits
+from deit_tract.data.sets.load import READERS, load_splits
 from deit_tract.plan.plan import count_samples
 from tests.helpers import REAL_IMAGES
 from tests.helpers.cifar import data, fails, write
@@ -32,7 +31,7 @@ def settings(name: str, directory, **values):
 
 
 def load(name: str, directory, **values) -> Splits:
-    return load_images(settings(name, directory, **values))
+    return load_splits(settings(name, directory, **values))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def test_swapped_flowers_are_refused(flowers):
     savemat(path, {"trnid": ids["tstid"], "valid": ids["valid"], "tstid": ids["trnid"]})
     message = fails(settings("flowers102", flowers))
     assert "7,169 training images, Flowers-102 has 2,040" in message
-    assert "1,020 test images, Flowers-102 has 6,149" in message
+    assert "1,020 validation images, Flowers-102 has 6,149" in message
 
 
 def test_missing_photos_are_named_and_a_part_is_accepted_when_asked(flowers):
@@ -125,7 +124,7 @@ def test_missing_photos_are_named_and_a_part_is_accepted_when_asked(flowers):
     message = fails(settings("flowers102", flowers))
     # by the authors' lists 6765 is the first training image, the others the first two of the test
     assert "/jpg: 1 training images are missing: image_06765.jpg; complete it" in message
-    assert "/jpg: 2 test images are missing: image_06734.jpg, image_06735.jpg" in message
+    assert "/jpg: 2 validation images are missing: image_06734.jpg, image_06735.jpg" in message
     train, val = load("flowers102", flowers, verify=False)
     assert (len(train), len(val)) == (2039, 6147) and train.absent == ["image_06765.jpg"]
 
@@ -146,7 +145,7 @@ def test_no_photo_at_all_and_missing_lists(flowers):
     assert "setid.mat: cannot be read as a Matlab file" in fails(settings("flowers102", flowers))
     (folder / "setid.mat").unlink()
     savemat(folder / "setid.mat", {"trnid": [8190], "valid": [1], "tstid": [2]})
-    assert "setid.mat: names images 8190 to 8190 of 8189" in fails(settings("flowers102", flowers))
+    assert "setid.mat: names images 1 to 8190 of 8189" in fails(settings("flowers102", flowers))
 
 
 def test_real_cars_are_read_as_torchvision_reads_them(cars):
@@ -166,7 +165,7 @@ def test_cars_are_counted(cars):
     assert (
         len(lines) == 2 and "cars_train: 784 training images, Stanford Cars has 8,144" in lines[0]
     )
-    assert "392 test images, Stanford Cars has 8,041" in lines[1]
+    assert "392 validation images, Stanford Cars has 8,041" in lines[1]
     assert count_samples(settings("cars", None)) == (8144, 8041)
 
 
@@ -188,7 +187,7 @@ def test_cars_without_test_labels_name_the_file(tmp_path):
     labelled.unlink()
     message = fails(settings("cars", tmp_path, verify=False))
     assert "1 of 5 parts of Stanford Cars are missing: cars_test_annos_withlabels.mat" in message
-    assert all(str(folder / part) in message for part in CARS) and "vision/issues/7545" in message
+    assert all(str(folder / part) in message for part in FILES) and "vision/issues/7545" in message
     savemat(labelled, {"annotations": np.array([("00000.jpg",)], [("fname", "O")])})
     assert "cars_test_annos_withlabels.mat: has no labels" in fails(
         settings("cars", tmp_path, verify=False)
@@ -250,14 +249,14 @@ def test_prepare_downloads_through_torchvision_and_not_cars(prepare, tmp_path, m
         asked.append((root, download))
         write(root)
 
-    monkeypatch.setitem(DOWNLOADS, "cifar10", fetch)
+    monkeypatch.setitem(READERS, "cifar10", READERS["cifar10"]._replace(fetch=fetch))
     code, out, _ = prepare("cifar10", tmp_path, "--download", "--quick")
     assert asked == [(tmp_path, True)] and code == 2 and "120 images counted" in out
 
     def refuse(root, download):
         raise RuntimeError("File not found or\ncorrupted.")
 
-    monkeypatch.setitem(DOWNLOADS, "cifar10", refuse)
+    monkeypatch.setitem(READERS, "cifar10", READERS["cifar10"]._replace(fetch=refuse))
     _, _, errors = prepare("cifar10", tmp_path, "--download")
     assert (
         len(errors) == 1
@@ -273,9 +272,9 @@ def test_prepare_downloads_through_torchvision_and_not_cars(prepare, tmp_path, m
 
 def test_official_md5_are_those_of_torchvision():
     known = torchvision_datasets.Flowers102._file_dict
-    assert MD5["flowers102"] == dict([known["label"], known["setid"]])
-    assert set(MD5["cifar10"]) == {f"data_batch_{n}" for n in range(1, 6)} | {
+    assert READERS["flowers102"].md5 == dict([known["label"], known["setid"]])
+    assert set(READERS["cifar10"].md5) == {f"data_batch_{n}" for n in range(1, 6)} | {
         "test_batch",
         "batches.meta",
     }
-    assert set(MD5["cifar100"]) == {"train", "test", "meta"} == set(cifar.md5("cifar100"))
+    assert set(READERS["cifar100"].md5) == {"train", "test", "meta"} == set(cifar.md5("cifar100"))

@@ -12,6 +12,8 @@ from PIL import Image
 from deit_tract.common.errors import UserError, UserErrors
 from deit_tract.data.sets import voc
 from deit_tract.data.sets.boxes import Objects, Photo
+from deit_tract.data.sets.load import load_splits
+from deit_tract.data.sets.official import changed_files
 from deit_tract.data.transforms.detection import ToSample
 from deit_tract.recipe.resolve import load_recipe
 from tests.helpers.voc import (
@@ -33,7 +35,7 @@ def load(folder: Path, *overrides: str, names=NAMES):
         *overrides,
     ]
     recipe = load_recipe("voc2007_frcnn_vgg16", settings, str(folder))
-    return voc.load_voc(recipe.data, recipe.detect)
+    return load_splits(recipe.data, recipe.detect)
 
 
 def test_boxes_are_half_open_from_0_and_difficult_is_kept(small):
@@ -86,7 +88,7 @@ def test_a_set_of_another_name_with_other_splits_and_pngs(tmp_path):
         (annotation(("dgo", 1, 1, 5, 5, 0)), r"did you mean 'dog'\?"),
         (annotation(("dog", 5, 1, 4, 5, 0)), r"bad.xml: the box .* of object 1 is empty"),
         (annotation(("dog", "nan", 1, 4, 5, 0)), r"is empty"),
-        (annotation(("dog", "x", 1, 4, 5, 0)), r"bad.xml: xmin is 'x', no number"),
+        (annotation(("dog", "x", 1, 4, 5, 0)), r"bad.xml: xmin is 'x', not a number"),
         (
             annotation(("dog", 5, 1, 70, 5, 0)),
             r"bad.xml: the box .* of object 1 leaves the 64 x 48 px of its image",
@@ -156,7 +158,8 @@ def test_voc2007_has_its_official_counts(small):
         load(small, "data.name=voc2007")
     first, second = str(error.value).splitlines()
     assert (
-        "split trainval has 3 images, VOC2007 has 5,011; set data.verify=false" in first
+        "3 training images, PASCAL VOC2007 has 5,011; complete it, or set data.verify=false"
+        in first
         and "4,952" in second
     )
     assert len(load(small, "data.name=voc2007", "data.verify=false")[0]) == 3
@@ -203,7 +206,7 @@ def test_the_real_photos(real_images):
     recipe = load_recipe(
         "voc2007_frcnn_vgg16", ["data.verify=false"], str(real_images("voc100.tar"))
     )
-    train, val = splits = voc.load_voc(recipe.data, recipe.detect)
+    train, val = splits = load_splits(recipe.data, recipe.detect)
     assert (len(train), len(val)) == (60, 40) and train.ids[0] == "2007_000027"
     objects = [one for split in splits for one in split.objects]
     assert (
@@ -221,6 +224,6 @@ def test_the_real_photos(real_images):
 
 def test_a_tar_with_its_md5_is_right(tmp_path, monkeypatch):
     (tmp_path / "VOCtest_06-Nov-2007.tar").write_bytes(b"all of it")
-    assert len(voc.changed_tars(tmp_path)) == 1
+    assert len(list(changed_files(tmp_path, voc.TARS))) == 1
     monkeypatch.setitem(voc.TARS, "VOCtest_06-Nov-2007.tar", hashlib.md5(b"all of it").hexdigest())
-    assert voc.changed_tars(tmp_path) == []
+    assert list(changed_files(tmp_path, voc.TARS)) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deit_tract.data.sets.load import load_images
+from deit_tract.data.sets.load import load_splits
 from deit_tract.models.build import build_model
 from deit_tract.models.drop_path import DropPath, draw_drop_path
 from deit_tract.optim.build import build_optimizer
@@ -150,7 +150,7 @@ def test_learning_rates_are_the_schedules(tmp_path):
 
 def test_the_known_sizes_are_the_data_sets():
     data = load_recipe("quickstart").data
-    assert count_samples(data) == tuple(len(split) for split in load_images(data))
+    assert count_samples(data) == tuple(len(split) for split in load_splits(data))
 
 
 def test_without_the_images_the_rest_is_planned(tmp_path):

@@ -44,7 +44,7 @@ def batch(detection: detect.Detect, *indices: int) -> list[list]:
         ("model.drop_path=0.1", "'model.drop_path' means nothing for task detect; remove it"),
         ("expect.top1=80", "'expect.top1' means nothing for task detect; remove it"),
         ("model.name=resnet18", "no detector 'resnet18'; set it to fasterrcnn_vgg16"),
-        ("data.name=digits", "'digits' has no boxes; use one of voc, voc2007, synthetic"),
+        ("data.name=digits", "'digits' has no boxes; use one of synthetic, voc, voc2007"),
         ("data.classes=2", "2, but detect.class_names has 3; set it to 3"),
         (
             "detect.class_names=[a, A, c]",

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from deit_tract.common.errors import UserError
-from deit_tract.data.sets import held_out
+from deit_tract.data.sets.imagenet_labels import real_answers
+from deit_tract.data.sets.load import load_validation
 from deit_tract.evaluators import measures
 from deit_tract.evaluators.classification import in_order
 from deit_tract.evaluators.measures import Samples
@@ -150,9 +151,9 @@ def test_imagenet_v2s_folders_are_numbers_not_texts(evaluate, refused, thousand,
     _, found = evaluate(*source, *options, "--no-verify", "--per-class")
     assert (found["count"], found["top1"]) == (60, 100 * (60 - wrong) / 60)
     assert found["per_class"][inside[0]]["name"].startswith(OFFICIAL[inside[0]])
-    assert "60 images of " in refused(*source, *options) and "--no-verify for a part" in refused(
-        *source, *options
-    )
+    data = Data(name="imagenet", dir=str(tmp_path / "v2"), image_size=8, classes=1000)
+    with pytest.raises(UserError, match="60 validation images, ImageNet-V2 has 10,000"):
+        load_validation(data, name="imagenet_v2")
     (tmp_path / "above").mkdir()
     (tmp_path / "v2").rename(tmp_path / "above" / "imagenetv2-top-images-format-val")
     line = refused(*source, "--data", "imagenet_v2", "--data-dir", tmp_path / "above")
@@ -163,10 +164,10 @@ def test_a_renamed_imagenet_v2_is_the_same(tmp_path):
     for label in (10, 2, 999):
         picture(tmp_path / OFFICIAL[label] / "x.jpeg", noise(1)[0])
     data = Data(name="imagenet", dir=str(tmp_path), image_size=8, classes=1000, verify=False)
-    assert sorted(held_out.load_validation(held_out.V2, data).labels.tolist()) == [2, 10, 999]
+    assert sorted(load_validation(data, name="imagenet_v2").labels.tolist()) == [2, 10, 999]
     picture(tmp_path / "cat" / "x.jpeg", noise(1)[0])
-    with pytest.raises(UserError, match="1 of 4 folders are no class of ImageNet-1k: cat"):
-        held_out.load_validation(held_out.V2, data)
+    with pytest.raises(UserError, match="1 of 4 folders are not classes of ImageNet-1k: cat"):
+        load_validation(data, name="imagenet_v2")
 
 
 def test_reals_answers_belong_to_the_images_numbers(evaluate, refused, thousand, tmp_path):
@@ -193,11 +194,11 @@ def test_reals_answers_belong_to_the_images_numbers(evaluate, refused, thousand,
         and "ReaL: top-1" in out
     )
     with pytest.raises(UserError, match="1,000 entries, ReaL has 50,000"):
-        held_out.real(file, None, whole=True)
+        real_answers(file, None, complete=True)
     file.write_text(json.dumps(answers[:999]))
     assert "999 entries, but the data has image 1000" in refused(*source, *options, "--real", file)
     file.write_text("[[1000]]")
-    assert "no list of lists of classes 0 to 999" in refused(*source, *options, "--real", file)
+    assert "not a list of lists of classes 0 to 999" in refused(*source, *options, "--real", file)
 
 
 def expected(net, folder: Path, **asked) -> float:

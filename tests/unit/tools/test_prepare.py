@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deit_tract.common.errors import UserError
-from deit_tract.data.sets import imagenet
+from deit_tract.data.sets import imagenet_labels
 from tests.helpers.prepare import (
     OFFICIAL,
     prepare,  # noqa: F401 - a fixture
@@ -48,7 +48,7 @@ def test_validation_is_sorted_by_class_without_loss(prepare, tiny):
 
 
 def test_every_broken_image_is_listed_and_the_exit_code_is_two(prepare, tiny):
-    imagenet.sort_by_class(tiny / "val", imagenet.read_labels(lines(tiny)))
+    imagenet_labels.sort_by_class(tiny / "val", imagenet_labels.read_labels(lines(tiny)))
     assert prepare("folder", tiny, "--workers", 2)[0] == 0
     bad = [tiny / "train" / OFFICIAL[0] / f"{OFFICIAL[0]}_{n}.JPEG" for n in (12, 3)]
     bad += [tiny / "val" / OFFICIAL[1] / "ILSVRC2012_val_00000005.JPEG"]
@@ -65,7 +65,7 @@ def test_every_broken_image_is_listed_and_the_exit_code_is_two(prepare, tiny):
 
 
 def test_classes_that_differ_are_a_problem_among_others(prepare, tiny):
-    imagenet.sort_by_class(tiny / "val", imagenet.read_labels(lines(tiny)))
+    imagenet_labels.sort_by_class(tiny / "val", imagenet_labels.read_labels(lines(tiny)))
     (tiny / "val" / OFFICIAL[1]).rename(tiny / "val" / "wolf")
     code, out, errors = prepare("folder", tiny, "--workers", 0)
     assert (
@@ -85,7 +85,7 @@ def test_classes_that_differ_are_a_problem_among_others(prepare, tiny):
         ),
         (
             lambda t: lines(t, "more.JPEG n00000001"),
-            "val/more.JPEG: n00000001 is no synset of ImageNet-1k",
+            "val/more.JPEG: n00000001 is not a synset of ImageNet-1k",
         ),
         (
             lambda t: (t / "val" / OFFICIAL[0]).mkdir(),
@@ -101,12 +101,12 @@ def test_nothing_is_moved_where_anything_is_wrong(tiny, change, message):
         (tiny / "val" / OFFICIAL[0] / "ILSVRC2012_val_00000004.JPEG").write_bytes(b"another")
     before = tree(tiny / "val")
     with pytest.raises(UserError, match=message):
-        imagenet.sort_by_class(tiny / "val", imagenet.read_labels(labels))
+        imagenet_labels.sort_by_class(tiny / "val", imagenet_labels.read_labels(labels))
     assert tree(tiny / "val") == before
 
 
 def test_an_interrupted_sorting_goes_on(tiny, monkeypatch):
-    labels, before = imagenet.read_labels(lines(tiny)), tree(tiny / "val")
+    labels, before = imagenet_labels.read_labels(lines(tiny)), tree(tiny / "val")
     rename = Path.rename
     count = iter(range(9))
 
@@ -118,9 +118,9 @@ def test_an_interrupted_sorting_goes_on(tiny, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", three_times)
         with pytest.raises(KeyboardInterrupt):
-            imagenet.sort_by_class(tiny / "val", labels)
-    assert imagenet.sort_by_class(tiny / "val", labels) == 3
-    assert imagenet.sort_by_class(tiny / "val", labels) == 0
+            imagenet_labels.sort_by_class(tiny / "val", labels)
+    assert imagenet_labels.sort_by_class(tiny / "val", labels) == 3
+    assert imagenet_labels.sort_by_class(tiny / "val", labels) == 0
     assert sorted(tree(tiny / "val").values()) == sorted(before.values())
     assert all(path.count("/") == 1 for path in tree(tiny / "val"))
 
@@ -149,7 +149,7 @@ def test_the_devkits_ground_truth_is_read_through_its_own_numbers(tmp_path):
     truth = devkit(tmp_path / "devkit", [1, 1000, 999])
     expected = [OFFICIAL[-1], OFFICIAL[0], OFFICIAL[1]]
     for given in (truth, truth.parent, truth.parent.parent):
-        labels = imagenet.read_labels(given)
+        labels = imagenet_labels.read_labels(given)
         assert (
             list(labels.values()) == expected and list(labels)[2] == "ILSVRC2012_val_00000003.JPEG"
         )
@@ -158,7 +158,7 @@ def test_the_devkits_ground_truth_is_read_through_its_own_numbers(tmp_path):
         UserError,
         match=r"is not the ILSVRC2012 devkit .*; needs ILSVRC2012_validation_ground_truth",
     ):
-        imagenet.read_labels(truth)
+        imagenet_labels.read_labels(truth)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_devkits_ground_truth_is_read_through_its_own_numbers(tmp_path):
 )
 def test_a_label_file_that_says_something_else(tiny, line, message):
     with pytest.raises(UserError) as caught:
-        imagenet.read_labels(lines(tiny, line))
+        imagenet_labels.read_labels(lines(tiny, line))
     assert message in str(caught.value)
 
 
