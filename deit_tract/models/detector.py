@@ -1,7 +1,8 @@
 """Faster R-CNN with VGG-16 out of torchvision's detection parts, and own code for what they lack.
 
-The reference is simple-faster-rcnn-pytorch; docs/detection.md holds the two against each other. Keys of the weights:
-`backbone.N` are VGG's `features.N`, `roi_heads.box_head.fc6` and `fc7` its first two linear layers.
+The reference is simple-faster-rcnn-pytorch; docs/detection.md compares the two. In the weights'
+keys `backbone.N` is VGG's `features.N`, `roi_heads.box_head.fc6` and `fc7` its first two linear
+layers.
 """
 
 import torch
@@ -26,9 +27,10 @@ ROI = 7  # cells of a pooled proposal, either way
 
 
 class Detector(GeneralizedRCNN):
-    """In training mode (images, targets) to a dict of losses, else images to detections in their own pixels.
+    """In training mode (images, targets) to a dict of losses, else images to detections.
 
-    images: list of (3, h, w) in [0, 1], any sizes; normalised and resized here, several padded to the largest.
+    images: list of (3, h, w) in [0, 1], any sizes; normalised and resized here, several padded to
+        the largest. Detections are in the pixels of the given image.
     targets: list of {"boxes": (n, 4) half-open x0 y0 x1 y1, "labels": (n,) from 1}; n may be 0.
     """
 
@@ -36,17 +38,22 @@ class Detector(GeneralizedRCNN):
 
 
 def build_detector(recipe: Recipe) -> Detector:
-    """The recipe's detector on the CPU, initialised from its seed. Raises UserError on arguments it does not have."""
+    """Build the recipe's detector on the CPU, initialised from its seed.
+
+    Raises UserError on arguments it does not have.
+    """
     seed_generators(derive(recipe.seed, "init"))
     model, data, detect = recipe.model, recipe.data, recipe.detect
     width, fc = _arguments(model.args)
-    backbone = _backbone(width, detect.last_max_pool, model.unfreeze_from)
+    backbone = _build_backbone(width, detect.last_max_pool, model.unfreeze_from)
     stride = 32 if detect.last_max_pool else 16
     channels = 8 * width
+    sides = (data.image_size, detect.max_size)
     transform = GeneralizedRCNNTransform(
-        data.image_size, detect.max_size, data.mean, data.std, size_divisible=detect.size_divisible
+        *sides, data.mean, data.std, size_divisible=detect.size_divisible
     )
-    rpn, heads = _rpn(detect, channels, stride), _heads(detect, channels, fc, data.classes, stride)
+    rpn = _build_rpn(detect, channels, stride)
+    heads = _build_heads(detect, channels, fc, data.classes, stride)
     net = Detector(backbone, rpn, heads, transform)
     if model.tract is not None:
         tract.apply_to_first_layer(net, model.tract, gram=model.tract_gram)
@@ -54,22 +61,23 @@ def build_detector(recipe: Recipe) -> Detector:
 
 
 def _arguments(args: dict) -> tuple[int, int]:
-    """Channels of VGG's first block and of its linear layers: 64 and 4096."""
+    """Return the channels of VGG's first block and of its linear layers: 64 and 4096."""
     values = {"width": 64, "fc": 4096} | args
     for name, value in values.items():
         if name not in ("width", "fc"):
-            raise UserError(
-                "model.args", f"fasterrcnn_vgg16 has no '{name}'", "it has width and fc"
-            )
+            what = f"fasterrcnn_vgg16 has no '{name}'"
+            raise UserError("model.args", what, "it has width and fc")
         if not isinstance(value, int) or value < 1:
-            raise UserError(
-                f"model.args.{name}", f"{value!r} is no number of channels", "give a whole number"
-            )
+            what = f"{value!r} is not a number of channels"
+            raise UserError(f"model.args.{name}", what, "give a whole number")
     return values["width"], values["fc"]
 
 
-def _backbone(width: int, last_max_pool: bool, unfreeze_from: int) -> nn.Sequential:
-    """VGG-16's convolutions, the last max-pool left out unless asked for; He's initialisation, as torchvision's VGG."""
+def _build_backbone(width: int, last_max_pool: bool, unfreeze_from: int) -> nn.Sequential:
+    """Build VGG-16's convolutions, without the last max-pool unless asked for.
+
+    He's initialisation, as torchvision's VGG.
+    """
     plan = [value if value == "M" else value * width // 64 for value in vgg.cfgs["D"]]
     backbone = vgg.make_layers(plan if last_max_pool else plan[:-1])
     convolutions = [layer for layer in backbone if isinstance(layer, nn.Conv2d)]
@@ -81,27 +89,26 @@ def _backbone(width: int, last_max_pool: bool, unfreeze_from: int) -> nn.Sequent
     return backbone
 
 
-# ---- proposals -------------------------------------------------------------------------------------------------------
+# ---- proposals ---------------------------------------------------------------------------------
 
 
-def _rpn(detect: FasterRcnn, channels: int, stride: int) -> "Rpn":
+def _build_rpn(detect: FasterRcnn, channels: int, stride: int) -> "Rpn":
     anchors = Anchors(detect.anchor_sizes, detect.anchor_ratios, stride, detect.anchor_offset)
     pre = {"training": detect.rpn_pre_nms_train, "testing": detect.rpn_pre_nms_test}
     post = {"training": detect.rpn_post_nms_train, "testing": detect.rpn_post_nms_test}
-    iou, sample = (
-        (detect.rpn_positive_iou, detect.rpn_negative_iou),
-        (detect.rpn_sample, detect.rpn_positives),
-    )
+    iou = (detect.rpn_positive_iou, detect.rpn_negative_iou)
+    sample = (detect.rpn_sample, detect.rpn_positives)
     head = Float32RPNHead(channels, anchors.num_anchors_per_location()[0])  # N(0, 0.01), biases 0
     rpn = Rpn(anchors, head, *iou, *sample, pre, post, detect.rpn_nms)
-    rpn.min_size, rpn.border_anchors = detect.rpn_min_size, detect.border_anchors
+    rpn.min_size = detect.rpn_min_size
+    rpn.border_anchors = detect.border_anchors
     return rpn
 
 
 class Anchors(AnchorGenerator):
     """torchvision's anchors, not rounded, centred in their cell, at the backbone's stride.
 
-    torchvision divides image by feature map, which gives 17 px and more for many sides below 256 px.
+    torchvision divides image by feature map, which gives 17 px and more for many sides below 256.
     """
 
     def __init__(self, sizes: list[float], ratios: list[float], stride: int, offset: float):
@@ -109,7 +116,7 @@ class Anchors(AnchorGenerator):
         super().__init__((tuple(sizes),), (tuple(ratios),))
 
     def generate_anchors(self, scales, aspect_ratios, dtype=torch.float32, device="cpu") -> Tensor:
-        """(sizes * ratios, 4) of the cell at the origin, ratio by ratio."""
+        """Return (sizes * ratios, 4) anchors of the cell at the origin, ratio by ratio."""
         sizes = torch.as_tensor(scales, dtype=dtype, device=device)
         high = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
         width, height = (sizes / high[:, None]).flatten(), (sizes * high[:, None]).flatten()
@@ -120,7 +127,7 @@ class Anchors(AnchorGenerator):
 
 
 class Float32RPNHead(RPNHead):
-    """Scores and boxes leave in float32: under autocast a box in half precision would be a pixel or more off."""
+    """Returns scores and boxes in float32: in half precision a box may be a pixel or more off."""
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         scores, deltas = super().forward(features)
@@ -128,7 +135,7 @@ class Float32RPNHead(RPNHead):
 
 
 class Rpn(RegionProposalNetwork):
-    """torchvision's, with anchors that cross the image's border left out of the loss (`border_anchors` False)."""
+    """torchvision's; unless `border_anchors`, anchors across the border are not in the loss."""
 
     border_anchors = False
 
@@ -137,7 +144,7 @@ class Rpn(RegionProposalNetwork):
         return super().forward(images, features, targets)
 
     def assign_targets_to_anchors(self, anchors, targets):
-        """Labels 1, 0, -1 (not in the loss) and boxes to meet for every anchor of every image."""
+        """Return every anchor's label, 1, 0 or -1 (not in the loss), and its target box."""
         if self.border_anchors:
             return super().assign_targets_to_anchors(anchors, targets)
         pairs = [self._assign(*image) for image in zip(anchors, targets, self._sizes, strict=True)]
@@ -146,28 +153,28 @@ class Rpn(RegionProposalNetwork):
     def _assign(
         self, anchors: Tensor, target: dict[str, Tensor], size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        height, width = size
-        limit = anchors.new_tensor([width, height])
+        limit = anchors.new_tensor(size[::-1])  # width, height
         inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] <= limit).all(1)
-        if not inside.any():  # an image smaller than every anchor: there is no loss without any
+        if not inside.any():  # the image is smaller than every anchor: no anchor, no loss
             inside = torch.ones_like(inside)
         boxes = target["boxes"]
         if len(boxes):
-            # the best anchor of a box is positive; of a box that none of these touch all would be equally good
+            # the best anchor of a box is positive; if none touches it, all would be equally good
             boxes = boxes[box_iou(boxes, anchors[inside]).amax(1) > 0]
         (found,), (matched,) = super().assign_targets_to_anchors(
             [anchors[inside]], [{"boxes": boxes}]
         )
         labels = torch.full((len(anchors),), -1.0, device=anchors.device)
-        meet = anchors.clone()  # itself where it does not count, so that its offsets are finite
-        labels[inside], meet[inside] = found, matched.to(meet.dtype)
-        return labels, meet
+        labels[inside] = found
+        goals = anchors.clone()  # an anchor that does not count is its own: its offsets are finite
+        goals[inside] = matched.to(goals.dtype)
+        return labels, goals
 
 
-# ---- classes and boxes -----------------------------------------------------------------------------------------------
+# ---- classes and boxes -------------------------------------------------------------------------
 
 
-def _heads(detect: FasterRcnn, channels: int, fc: int, classes: int, stride: int) -> "Heads":
+def _build_heads(detect: FasterRcnn, channels: int, fc: int, classes: int, stride: int) -> "Heads":
     head = BoxHead(channels * ROI**2, fc)
     head.dropout = detect.dropout
     for layer in (head.fc6, head.fc7):
@@ -178,23 +185,13 @@ def _heads(detect: FasterRcnn, channels: int, fc: int, classes: int, stride: int
         for layer, deviation in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
-    iou, sample = (
-        (detect.roi_positive_iou, detect.roi_positive_iou),
-        (detect.roi_sample, detect.roi_positives),
-    )
+    iou = (detect.roi_positive_iou, detect.roi_positive_iou)
+    sample = (detect.roi_sample, detect.roi_positives)
     most = 2**31 if detect.max_detections is None else detect.max_detections
-    # no weights for the boxes: torchvision's 10, 10, 5, 5 are the reference's deviations 0.1, 0.1, 0.2, 0.2
-    heads = Heads(
-        RoIs(detect.roi_op, stride),
-        head,
-        predictor,
-        *iou,
-        *sample,
-        None,
-        detect.score,
-        detect.nms,
-        most,
-    )
+    # torchvision's 10, 10, 5, 5 are the reference's deviations 0.1, 0.1, 0.2, 0.2
+    weights = None
+    found = (detect.score, detect.nms, most)
+    heads = Heads(RoIs(detect.roi_op, stride), head, predictor, *iou, *sample, weights, *found)
     heads.beta = detect.roi_beta
     return heads
 
@@ -214,7 +211,7 @@ class RoIs(nn.Module):
 
 
 class BoxHead(TwoMLPHead):
-    """fc6 and fc7, each with dropout where the recipe has some."""
+    """fc6 and fc7, each with the recipe's dropout."""
 
     dropout = 0.0
 
@@ -237,20 +234,18 @@ class Heads(RoIHeads):
         scores, deltas = (x.float() for x in self.box_predictor(self.box_head(pooled)))
         if self.training:
             return [], box_losses(scores, deltas, torch.cat(labels), torch.cat(wanted), self.beta)
-        found = zip(
-            *self.postprocess_detections(scores, deltas, proposals, image_shapes), strict=True
-        )
-        return [
-            {"boxes": boxes, "scores": score, "labels": label} for boxes, score, label in found
-        ], {}
+        found = self.postprocess_detections(scores, deltas, proposals, image_shapes)
+        names = ("boxes", "scores", "labels")
+        return [dict(zip(names, image, strict=True)) for image in zip(*found, strict=True)], {}
 
 
 def box_losses(
     scores: Tensor, deltas: Tensor, labels: Tensor, wanted: Tensor, beta: float
 ) -> dict[str, Tensor]:
-    """Cross-entropy of the classes, and smooth L1 of the positives' own class, both as means over all proposals.
+    """Cross-entropy of the classes, smooth L1 of the positives' class: means over all proposals.
 
-    scores: (n, 1 + classes); deltas: (n, 4 * (1 + classes)); labels: (n,), 0 is background; wanted: (n, 4).
+    scores: (n, 1 + classes); deltas: (n, 4 * (1 + classes)); labels: (n,), 0 is background;
+    wanted: (n, 4).
     """
     positive = torch.where(labels > 0)[0]
     own = deltas.reshape(len(labels), -1, 4)[positive, labels[positive]]
@@ -259,7 +254,7 @@ def box_losses(
 
 
 class TraceableDetector(nn.Module):
-    """A detector's training forward by shapes alone, which needs no proposals: for what `cost` counts.
+    """A detector's training forward on shapes, which needs no proposals: for what `cost` counts.
 
     images: (b, 3, h, w), already resized.
     """

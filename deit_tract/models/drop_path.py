@@ -7,25 +7,22 @@ from timm.layers import DropPath as TimmDropPath
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-# cifar_models registers its models with timm
-from deit_tract import tract  # noqa: F401
 from deit_tract.common.device import send
 from deit_tract.common.errors import UserError
 
 
 class DropPath(nn.Module):
-    """Stochastic depth whose draws are handed in (`draw_drop_path`), so that no device's generator decides."""
+    """Stochastic depth; `draw_drop_path` hands in its draws, so no device's generator decides."""
 
     def __init__(self, rate: float, subset: bool = False):
         super().__init__()
         self.rate, self.subset = rate, subset
         self.scale: Tensor | None = None  # (b,): 0 where the branch is dropped, else 1 / (1 - rate)
-        self.kept: Tensor | None = (
-            None  # with `subset` instead: the samples that keep the branch, rising
-        )
+        # with `subset` instead: the samples that keep the branch, rising
+        self.kept: Tensor | None = None
 
     def add(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """x plus a branch that is computed for the kept samples alone, weighted so that its mean is that of all."""
+        """Add to x a branch computed only for the kept samples, weighted to keep its mean."""
         out = branch(x.index_select(0, self.kept))
         return x.index_add(0, self.kept, out.to(x.dtype), alpha=len(x) / len(out))
 
@@ -39,7 +36,7 @@ class DropPath(nn.Module):
 
 
 class SubsetBlock(Block):
-    """timm's ViT block whose branches are computed for the samples that keep them alone (DINOv2's block.py)."""
+    """timm's ViT block that computes a branch only for samples that keep it (DINOv2's block.py)."""
 
     def forward(self, x: Tensor, **attention) -> Tensor:
         if not self.training:
@@ -49,10 +46,10 @@ class SubsetBlock(Block):
 
 
 def set_drop_path(model: nn.Module, rate: float, mode: str = "mask") -> None:
-    """Give every residual branch the same rate (DeiT models_v2.py; timm's own rises linearly with depth).
+    """Give every residual branch the same rate (DeiT models_v2.py; timm's own rises with depth).
 
-    Raises UserError where a rate is asked of a model without such branches, or mode "subset" of one without timm's
-    ViT blocks, whose forward is replaced.
+    Mode "subset" replaces the forward of timm's ViT blocks. Raises UserError if the model has no
+    such branches, or for "subset" other blocks.
     """
     if rate == 0.0:
         return
@@ -63,19 +60,16 @@ def set_drop_path(model: nn.Module, rate: float, mode: str = "mask") -> None:
         if name.startswith("drop_path") and isinstance(child, nn.Identity | TimmDropPath)
     ]
     if not places:
-        raise UserError(
-            "model.drop_path", f"{type(model).__name__} has no drop path", "set it to 0"
-        )
-    others = {type(parent).__name__ for parent, _ in places if type(parent) is not Block}
+        what = f"{type(model).__name__} has no drop path"
+        raise UserError("model.drop_path", what, "set it to 0")
+    others = sorted({type(parent).__name__ for parent, _ in places if type(parent) is not Block})
     if mode == "subset" and others:
-        what = (
-            f"{type(model).__name__} has other blocks than timm's ViT ({', '.join(sorted(others))})"
-        )
+        what = f"{type(model).__name__} has other blocks than timm's ViT ({', '.join(others)})"
         raise UserError("model.drop_path_mode", what, "set it to mask")
     for parent, name in places:
         setattr(parent, name, DropPath(rate, mode == "subset"))
         if mode == "subset":
-            parent.__class__ = SubsetBlock
+            parent.__class__ = SubsetBlock  # adds no state: weights and their seeds stay
 
 
 def draw_drop_path(
@@ -83,21 +77,18 @@ def draw_drop_path(
 ) -> None:
     """Draw what the next forward drops, on the CPU, and hand it to the layers.
 
-    seed: of one lane of `batch` samples, or of several such lanes that stand one after the other in the forward.
+    seed: of one lane of `batch` samples, or of several such lanes one after the other.
     """
     if not layers:
         return
     seeds = [seed] if isinstance(seed, int) else seed
-    draws = [
-        torch.rand(len(layers), batch, generator=torch.Generator().manual_seed(each))
-        for each in seeds
-    ]
+    generators = [torch.Generator().manual_seed(each) for each in seeds]
+    draws = [torch.rand(len(layers), batch, generator=generator) for generator in generators]
     keep = torch.tensor(1.0 - layers[0].rate)  # all layers have the same rate and mode
     if layers[0].subset:
         count = max(int(batch * (1.0 - layers[0].rate)), 1)  # as DINOv2
-        values = [
-            lane.argsort(1)[:, :count].sort(1).values + i * batch for i, lane in enumerate(draws)
-        ]
+        kept = [lane.argsort(1)[:, :count].sort(1).values for lane in draws]
+        values = [rows + lane * batch for lane, rows in enumerate(kept)]
     else:
         values = [(lane < keep) / keep for lane in draws]
     for layer, value in zip(layers, send(torch.cat(values, dim=1), device), strict=True):

@@ -5,35 +5,34 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-# cifar_models registers its models with timm
-from deit_tract import tract  # noqa: F401
 from deit_tract.recipe.settings.recipe import Recipe
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def explicit_attention(model: nn.Module) -> None:
-    """Softmax written out in place of torch's fused attention: in bf16 on a CPU it is the faster one."""
+    """Write the softmax out in place of torch's fused attention: in bf16 a CPU is faster so."""
     for layer in model.modules():
         if hasattr(layer, "fused_attn"):
             layer.fused_attn = False
 
 
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager:
-    """The recipe's mixed precision for a forward pass."""
-    kind = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[
-        resolve_precision(recipe).precision.autocast
-    ]
-    return nullcontext() if kind is None else torch.autocast(device.type, kind)
+    """Return the mixed precision of a forward pass, for a recipe that went through
+    `resolve_precision`.
+    """
+    kind = recipe.precision.autocast
+    return nullcontext() if kind is None else torch.autocast(device.type, DTYPES[kind])
 
 
 def resolve_precision(recipe: Recipe) -> Recipe:
-    """The recipe with this machine's precision in place of "auto": what a run is and stays.
+    """Put this machine's precision in place of "auto": what a run uses and keeps.
 
-    bf16, which needs no gradient scaler; on CUDA GPUs without it fp16, in which the reference was trained.
+    bf16, which needs no gradient scaler; on CUDA GPUs without it fp16, in which the reference was
+    trained.
     """
     if recipe.precision.autocast != "auto":
         return recipe
-    half = (
-        "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False) else "bf16"
-    )
-    precision = recipe.precision.model_copy(update={"autocast": half})
+    fp16 = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False)
+    precision = recipe.precision.model_copy(update={"autocast": "fp16" if fp16 else "bf16"})
     return recipe.model_copy(update={"precision": precision})

@@ -13,19 +13,17 @@ from torchvision.models.resnet import BasicBlock
 
 from deit_tract.models.cifar.config import cifar_cfg
 
+NAMES = ("resnet18_cifar", "cifar_cnn")
 default_cfgs = generate_default_cfgs(
-    {
-        "resnet18_cifar.untrained": cifar_cfg("conv1", "fc"),
-        "cifar_cnn.untrained": cifar_cfg("conv1", "fc"),
-    }
+    {f"{name}.untrained": cifar_cfg("conv1", "fc") for name in NAMES}
 )
 
 
 class CifarResNet(nn.Module):
-    """torchvision's ResNet of basic blocks behind a 3x3 convolution of stride 1; the names of its weights are the same.
+    """torchvision's ResNet of basic blocks behind a 3x3 convolution of stride 1, with its names.
 
-    pool: the stem's max-pool. widths, depths: channels and blocks of each stage, all but the first of stride 2.
-    channels_last: the memory layout on a CPU, the faster one where channels are few.
+    pool: the stem's max-pool. widths, depths: channels and blocks of each stage, all but the first
+    of stride 2. channels_last: the memory layout on a CPU, which is faster if channels are few.
     """
 
     def __init__(
@@ -42,14 +40,13 @@ class CifarResNet(nn.Module):
         self.num_classes, self.num_features = num_classes, widths[-1]
         self.channels_last = channels_last
         self.conv1 = nn.Conv2d(in_chans, stem, 3, padding=1, bias=False)
-        self.bn1, self.relu, self.maxpool = nn.BatchNorm2d(stem), nn.ReLU(inplace=True), pool
-        self.stages = []
-        for number, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
-            self.stages.append(f"layer{number}")
-            self.add_module(
-                self.stages[-1],
-                _stage(stem if number == 1 else widths[number - 2], width, depth, number),
-            )
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = pool
+        self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
+        before = [stem, *widths[:-1]]
+        for name, *shape in zip(self.stages, before, widths, depths, strict=True):
+            self.add_module(name, _stage(*shape, stride=1 if name == "layer1" else 2))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], num_classes)
         for layer in self.modules():
@@ -65,39 +62,30 @@ class CifarResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def _stage(before: int, width: int, depth: int, number: int) -> nn.Sequential:
-    stride, shortcut = (1 if number == 1 else 2), None
+def _stage(before: int, width: int, depth: int, stride: int) -> nn.Sequential:
+    shortcut = None
     if stride != 1 or before != width:
-        shortcut = nn.Sequential(
-            nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-        )
-    return nn.Sequential(
-        BasicBlock(before, width, stride, shortcut),
-        *(BasicBlock(width, width) for _ in range(1, depth)),
-    )
+        convolution = nn.Conv2d(before, width, 1, stride, bias=False)
+        shortcut = nn.Sequential(convolution, nn.BatchNorm2d(width))
+    first = BasicBlock(before, width, stride, shortcut)
+    return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(1, depth)))
 
 
 @register_model
 def resnet18_cifar(pretrained: bool = False, **options) -> CifarResNet:
-    """11,173,962 parameters for 10 classes. The max-pool stays, so that 32 px are 16 in the first stage."""
+    """ResNet-18, 11,173,962 parameters for 10 classes.
+
+    The max-pool stays, so that 32 px are 16 in the first stage.
+    """
     settings = {"stem": 64, "widths": [64, 128, 256, 512], "depths": [2, 2, 2, 2]} | options
-    return build_model_with_cfg(
-        partial(CifarResNet, nn.MaxPool2d(3, 2, padding=1)),
-        "resnet18_cifar",
-        pretrained,
-        **settings,
-    )
+    net = partial(CifarResNet, nn.MaxPool2d(3, 2, padding=1))
+    return build_model_with_cfg(net, "resnet18_cifar", pretrained, **settings)
 
 
 @register_model
 def cifar_cnn(pretrained: bool = False, **options) -> CifarResNet:
     """A stem of 24 channels, a 2x2 max-pool and three basic blocks of 24, 48 and 96 channels."""
-    settings = {
-        "stem": 24,
-        "widths": [24, 48, 96],
-        "depths": [1, 1, 1],
-        "channels_last": True,
-    } | options
-    return build_model_with_cfg(
-        partial(CifarResNet, nn.MaxPool2d(2)), "cifar_cnn", pretrained, **settings
-    )
+    settings = {"stem": 24, "widths": [24, 48, 96], "depths": [1, 1, 1]}
+    settings |= {"channels_last": True} | options
+    net = partial(CifarResNet, nn.MaxPool2d(2))
+    return build_model_with_cfg(net, "cifar_cnn", pretrained, **settings)

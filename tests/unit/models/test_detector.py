@@ -377,7 +377,7 @@ def test_a_detectors_own_weights_are_loaded_whole(tmp_path):
         (lambda state: state.update(small_vgg(16)), "has other shapes for backbone.0.bias"),
         (
             lambda state: state["classifier.3.weight"].fill_(float("nan")),
-            "classifier.3.weight holds no numbers",
+            "classifier.3.weight contains NaN",
         ),
     ],
 )
@@ -410,7 +410,7 @@ def test_torchvisions_hub_is_asked_by_name(monkeypatch):
     ("setting", "message"),
     [
         ("model.args.depth=3", "fasterrcnn_vgg16 has no 'depth'"),
-        ("model.args.width=0", "0 is no number of channels"),
+        ("model.args.width=0", "0 is not a number of channels"),
     ],
 )
 def test_arguments_it_does_not_have(setting, message):
