@@ -333,7 +333,7 @@ def main() -> None:
     parser.add_argument(
         "--published",
         metavar="KEY",
-        help="key of deit_tract/published.yaml (default: the recipes')",
+        help="key of deit_tract/recipe/published.yaml (default: the recipes')",
     )
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw the curves")
     arguments = parser.parse_args()

@@ -63,26 +63,23 @@ def find(name: str) -> Entry:
 
 
 def _find_in_file(name: str) -> Entry:
-    file, member = name, ""
-    if not is_file(Path(name)):
-        file, _, member = name.rpartition(":")
+    file, member = (name, "") if is_file(Path(name)) else name.rpartition(":")[::2]
     path = Path(file)
-    if not is_file(path):
-        raise UserError(short(name, 500), "no such recipe file")
-    family = read_family(path)
-    if family is None and not member:
+    there = is_file(path)
+    family = read_family(path) if there else None
+    if there and not family and not member:
         return Entry(path.stem, path)
-    if family is None:
-        raise UserError(display(path), "is a single recipe", "give the file's name only")
+    if not family:
+        raise UserError(short(name, 500), "no such recipe file")
+    if member in family.members:
+        return Entry(member, path, family)
     prefix = "" if path.resolve().is_relative_to(RECIPES) else f"{file}:"
-    if not member:
-        members = [prefix + name for name in family.members]
-        shown = ", ".join(members[:4]) + (", ..." if len(members) > 4 else "")
-        raise UserError(display(path), f"holds {len(members)} recipes", f"name one: {shown}")
-    if member not in family.members:
-        hint = nearest(member, family.members)
-        raise UserError(display(path), f"no recipe '{short(member)}'", hint)
-    return Entry(member, path, family)
+    members = [prefix + member for member in family.members]
+    if member:
+        what = f"no recipe '{short(member)}'"
+        raise UserError(display(path), what, nearest(prefix + member, members))
+    shown = ", ".join(members[:4]) + (", ..." if len(members) > 4 else "")
+    raise UserError(display(path), f"holds {len(members)} recipes", f"name one: {shown}")
 
 
 def read_chain(entry: Entry, errors: list[UserError], above: tuple[Entry, ...] = ()) -> Values:

@@ -59,7 +59,7 @@ def read_family(path: Path) -> Family | None:
         errors.append(UserError(where, "'family' must be the pattern of its members' names"))
     elif not own:
         errors.append(UserError(pattern.origin, "a family needs 'options'", "give it an axis"))
-    axes: dict[str, dict[str, Option]] = {}
+    axes: Axes = {}
     for key, value in own.items():
         _set_option(axes, key[1:], value, errors)
     common = {key: value for key, value in values.items() if key[0] not in ("family", "options")}
@@ -127,41 +127,30 @@ def _names(value: Value) -> list[str]:
 
 def _check_only(axes: Axes, errors: list[UserError]) -> None:
     for own, options in axes.items():
-        only = (item for option in options.values() for item in option.only.items())
-        for axis, (names, origin) in only:
-            others = axes.keys() - {own}
-            if axis not in others:
-                what = f"'only' names no other axis '{short(axis)}'"
-                errors.append(UserError(origin, what, nearest(axis, others)))
-                continue
-            for name in names:
-                if name not in axes[axis]:
-                    what = f"axis '{axis}' has no option '{short(name)}'"
-                    errors.append(UserError(origin, what, nearest(name, axes[axis])))
+        others = {axis: options for axis, options in axes.items() if axis != own}
+        for axis, only in (item for option in options.values() for item in option.only.items()):
+            known = others.get(axis, {})
+            for name in set(only.value) - known.keys():
+                what = (
+                    f"'only' names option '{short(name)}' of axis '{short(axis)}', which is not one"
+                )
+                instead = nearest(name, known) if known else nearest(axis, others)
+                errors.append(UserError(only.origin, what, instead))
 
 
 def _check_words(pattern: Value, common: Values, axes: Axes, errors: list[UserError]) -> None:
-    """Report each `{word}` in the file that stands for nothing, and axes missing in the pattern."""
+    """Report each `{word}` in the file's texts that stands for nothing."""
     options = [option for options in axes.values() for option in options.values()]
-    told = {axis for axis in axes if all(option.about for option in axes[axis].values())}
+    told = [axis for axis in axes if all(option.about for option in axes[axis].values())]
+    words = [*axes, *(f"{axis}.about" for axis in told)]
     texts = [
-        value for values in (common, *(o.values for o in options)) for value in values.values()
+        (words, text) for part in (common, *(o.values for o in options)) for text in part.values()
     ]
-    words = {*axes, *(f"{axis}.about" for axis in told)}
-    abouts = [option.about for option in options if option.about]
-    cases = [(text, words) for text in texts] + [(text, {*axes}) for text in (pattern, *abouts)]
-    for (text, origin), known in cases:
-        for word in _used(text):
-            if word in known:
-                continue
-            instead = nearest(word, known) or f"it knows {', '.join(sorted(known))}"
-            if word.removesuffix(".about") in axes.keys() - told:
-                instead = f"give every option of axis '{word.removesuffix('.about')}' an about"
-            errors.append(UserError(origin, f"nothing is called '{{{short(word)}}}'", instead))
-    for axis, options in axes.items():
-        if len(options) > 1 and axis not in _used(pattern.value):
-            what = f"the members' names do not tell axis '{short(axis)}'"
-            errors.append(UserError(pattern.origin, what, f"add {{{axis}}} to the pattern"))
+    texts += [(list(axes), text) for text in (pattern, *(o.about for o in options)) if text]
+    for known, (text, origin) in texts:
+        for word in set(_used(text)) - set(known):
+            what = f"nothing is called '{{{short(word)}}}'"
+            errors.append(UserError(origin, what, f"known are {', '.join(known)}"))
 
 
 def _members(pattern: Value, axes: Axes) -> dict[str, Choice]:
@@ -176,7 +165,8 @@ def _members(pattern: Value, axes: Axes) -> dict[str, Choice]:
             continue
         name = _fill(pattern.value, choice)
         if name in members:
-            raise UserError(pattern.origin, f"two members are called '{name}'", "rename an option")
+            instead = "the pattern needs each {axis}, and options that tell members apart"
+            raise UserError(pattern.origin, f"two members are called '{short(name)}'", instead)
         if not re.fullmatch(r"\w[\w.+-]*", name) or name.endswith((".yaml", ".yml")):
             raise UserError(pattern.origin, f"'{short(name)}' cannot name a recipe")
         members[name] = choice

@@ -35,7 +35,7 @@ def matching(word: str) -> str:
         found = found or [one for one in recipes if word in one.name or word in one.model.name]
     if not found:
         known = {text for one in recipes for text in (one.name, one.data.name, one.model.name)}
-        instead = nearest(word, known) or "--list alone shows all"
+        instead = nearest(word, known) or "--list shows all"
         raise UserError("--list", f"no recipe, data set or model '{short(word)}'", instead)
     return "\n".join(_recipe_lines(found))
 

@@ -1,4 +1,4 @@
-"""Every shipped recipe: what it resolves to, what it is expected to reach, and what --list shows of it."""
+"""Every shipped recipe: what it resolves to, is expected to reach, and what --list shows of it."""
 
 import hashlib
 import json
