@@ -12,7 +12,7 @@ from tests.helpers import ROOT
 from tests.helpers.processes import command, finish, free_port, kill, run, sets, worlds
 from tests.helpers.runs import losses, short
 
-OVERRIDES = short(100, "evaluate.every_steps=50", "save.every_steps=50")
+OVERRIDES = short(40, "evaluate.every_steps=20", "save.every_steps=20")
 EIGHT = [*OVERRIDES, "batch.lanes=8"]
 
 
@@ -34,7 +34,7 @@ def test_losses_and_accuracies_are_those_of_one_process(runs, name, one):
     folder, said = runs
     records, expected = log.read_metrics(folder / name), log.read_metrics(folder / one)
     assert said.count(f"on {name[0]} process(es)") == 1 + (name[0] == "1"), "only process 0 speaks"
-    assert len(losses(records)) == 100
+    assert len(losses(records)) == 40
     assert losses(records) == pytest.approx(losses(expected), rel=0, abs=5e-6)
     for ours, theirs in zip(records, expected, strict=True):
         assert ours.get("top1") == theirs.get("top1") and ours.get("top5") == theirs.get("top5")
@@ -45,15 +45,15 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, alone):
     folder, expected = alone
     arguments = ["--recipe", "quickstart", "--output", str(tmp_path), *sets(OVERRIDES)]
     process = command(*arguments, processes=2)
-    while not (tmp_path / "checkpoints" / "step_00000050").exists():
+    while not (tmp_path / "checkpoints" / "step_00000020").exists():
         assert process.poll() is None, finish(process)
     kill(process)
     finish(process)
     code, out, err = run(*arguments)
-    assert code == 0 and "from step 50" in out, err
+    assert code == 0 and "from step 20" in out, err
     assert losses(log.read_metrics(tmp_path)) == pytest.approx(losses(expected), rel=0, abs=5e-6)
     final = [
-        load_file(path / "checkpoints/step_00000100/model.safetensors")
+        load_file(path / "checkpoints/step_00000040/model.safetensors")
         for path in (folder, tmp_path)
     ]
     for name, value in final[0].items():

@@ -10,13 +10,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from deit_tract.common.errors import UserError
+from deit_tract.data.sets.imagenet_labels import real_answers
 from deit_tract.models.drop_path import DropPath
 from deit_tract.results import trained
 from tests.helpers.evaluate_tool import (
+    OFFICIAL,
     digits,  # noqa: F401 - a fixture
     evaluate,  # noqa: F401 - a fixture
+    noise,
     photos,  # noqa: F401 - a fixture
+    picture,
     refused,  # noqa: F401 - a fixture
+    thousand,  # noqa: F401 - a fixture
 )
 
 # ---- a run's own numbers ---------------------------------------------------------------------------------------------
@@ -110,7 +116,10 @@ def test_bf16(evaluate, digits):
     [
         (["RUN", "--step", 7], "has no checkpoint of step 7; it has 30, 60"),
         (["RUN", "--data", "digitz"], "invalid choice: 'digitz'"),
-        (["RUN", "--data", "folder"], "data.dir: data set 'folder' lies on disk; give --data-dir DIR"),
+        (
+            ["RUN", "--data", "folder"],
+            "data.dir: data set 'folder' lies on disk; give --data-dir DIR",
+        ),
         (
             ["RUN", "--data", "folder", "--data-dir", "PHOTOS"],
             "number of classes is 10, but the data has 3",
@@ -172,3 +181,34 @@ def test_a_trained_model_is_plain_timm(digits):
     net = trained.find(str(digits[0])).net
     assert type(net.patch_embed.proj) is torch.nn.Conv2d and not net.training
     assert not [layer for layer in net.modules() if isinstance(layer, DropPath)]
+
+
+def test_reals_answers_belong_to_the_images_numbers(evaluate, refused, thousand, tmp_path):
+    source, predict = thousand
+    answers: list[list[int]] = [[] for _ in range(1000)]
+    numbers = np.random.default_rng(1).permutation(
+        1000
+    )  # a number is not the image's place in the sorted classes
+    right = {}
+    for synset, number, pixels in zip(OFFICIAL, numbers.tolist(), noise(1000), strict=True):
+        picture(tmp_path / "val" / synset / f"ILSVRC2012_val_{number + 1:08d}.JPEG", pixels)
+        if number % 4:
+            right[number] = number % 3 == 0
+            answers[number] = (
+                [7, predict(pixels)] if right[number] else [(predict(pixels) + 1) % 1000]
+            )
+    file = tmp_path / "real.json"
+    file.write_text(json.dumps(answers))
+    options = ("--data-dir", tmp_path, "--no-verify")  # no train/: it is not needed
+    out, found = evaluate(*source, *options, "--real", file)
+    assert found["count"] == 1000 and found["real_count"] == len(right) == 750
+    assert (
+        found["real_top1"] == pytest.approx(100 * sum(right.values()) / 750)
+        and "ReaL: top-1" in out
+    )
+    with pytest.raises(UserError, match="1,000 entries, ReaL has 50,000"):
+        real_answers(file, None, complete=True)
+    file.write_text(json.dumps(answers[:999]))
+    assert "999 entries, but the data has image 1000" in refused(*source, *options, "--real", file)
+    file.write_text("[[1000]]")
+    assert "not a list of lists of classes 0 to 999" in refused(*source, *options, "--real", file)

@@ -26,3 +26,13 @@ def test_compile_gram_of_the_batch():
         compiled(x[lane::2]).backward(g[lane::2])
     tract.finish_step(layer)
     assert error(layer.weight.grad, expected(layer, x, g, 0.1)) <= 2e-5
+
+
+def test_compile_sees_lam_change():
+    torch._dynamo.reset()
+    layer, x, g = TrAct(nn.Linear(12, 5)), torch.randn(40, 12), torch.randn(40, 5)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for lam in (0.1, 0.2, 0.3):
+        layer.lam, layer.weight.grad = lam, None
+        compiled(x).backward(g)
+        assert error(layer.weight.grad, expected(layer, x, g, lam)) <= 2e-5

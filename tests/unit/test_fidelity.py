@@ -212,11 +212,11 @@ def test_transforms_of_pretraining_fine_tuning_and_the_21k_style():
 
 
 def test_randaugment_never_fails_and_blackens_where_posterize_keeps_no_bit():
-    """20,000 images, of which about 20 ask posterize for 0 bits; Pillow 13 raises there."""
+    """5,000 images, of which about five ask posterize for 0 bits; Pillow 13 raises there."""
     transform = augment.rand_augment("rand-m9-mstd0.5-inc1", load_recipe("vit_b_ft224").data)
     generator = np.random.default_rng(0)
     image = Image.fromarray(generator.integers(1, 256, (16, 16, 3), dtype=np.uint8))
-    for seed in range(20_000):
+    for seed in range(5_000):
         seed_generators(seed)
         assert transform(image).size == (16, 16)
     assert not np.array(augment._posterize(image, 0)).any()

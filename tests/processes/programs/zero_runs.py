@@ -50,13 +50,13 @@ def go(
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    go(folder, "lamb, plain", None, 100)
-    go(folder, "lamb, stage 0", 0, 100)
+    go(folder, "lamb, plain", None, 40)
+    go(folder, "lamb, stage 0", 0, 40)
     go(folder, "lamb, batch Gram, plain", None, 10, "model.tract_gram=batch")
     go(folder, "lamb, batch Gram, stage 0", 0, 10, "model.tract_gram=batch")
-    go(folder, "adamw, plain", None, 100, *ADAMW, "ema.decay=0.9")
+    go(folder, "adamw, plain", None, 40, *ADAMW, "ema.decay=0.9")
     for stage in (1, 2, 3):
-        go(folder, f"adamw, stage {stage}", stage, 100, *ADAMW, "ema.decay=0.9")
+        go(folder, f"adamw, stage {stage}", stage, 40, *ADAMW, "ema.decay=0.9")
     for stage, then in ((0, 1), (1, None), (2, 3), (3, 2), (3, 3)):
         name = f"adamw, from stage {stage} to {then}"
         go(folder, name, stage, 20, *ADAMW, stop=10)

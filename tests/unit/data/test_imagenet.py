@@ -215,7 +215,9 @@ def test_the_hub_through_timms_reader(photos, tmp_path, monkeypatch):
         both = rows(photos / folder, hub=True)
         keep = [i for i, label in enumerate(both["label"]) if OFFICIAL[label] in few]
         both.select(keep).to_parquet(tmp_path / "set" / "data" / f"{part}-00000-of-00001.parquet")
-    for folder, ours in zip(("train", "val"), open_parts(f"hfds/{tmp_path / 'set'}", ("train", "val")), strict=True):
+    for folder, ours in zip(
+        ("train", "val"), open_parts(f"hfds/{tmp_path / 'set'}", ("train", "val")), strict=True
+    ):
         expected = [path for name in few for path in sorted((photos / folder / name).iterdir())]
         assert [raw(ours, i) for i in range(len(ours))] == [path.read_bytes() for path in expected]
         assert ours.name(0) == f"{expected[0].stem}_{few[0]}.JPEG"
@@ -314,7 +316,9 @@ def test_one_image_less_or_more_is_told(change):
     counts = np.full(1000, 50)
     counts[7] += change
     total, of_class = imagenet.imagenet_problems("imagenet", "val", Listed(counts))
-    assert str(total).startswith(f"set: {50_000 + change:,} validation images, ImageNet has 50,000;")
+    assert str(total).startswith(
+        f"set: {50_000 + change:,} validation images, ImageNet has 50,000;"
+    )
     assert f"1 classes do not have 50 images: {OFFICIAL[7]} has {50 + change};" in str(of_class)
 
 

@@ -187,7 +187,9 @@ def test_a_result_is_found_and_gives_the_expected_number(tmp_path):
     assert recipe.expect.source == "TrAct, Table 4: TrAct"
     assert load_recipe(str(file), ["expect.top1=null"]).expected is None
     file.write_text("base: vit_s_800ep\nexpect: {published: transfer_cars/trct}\n")
-    with pytest.raises(UserError, match=r"mine.yaml:2: nothing is published under 'transfer_cars/t"):
+    with pytest.raises(
+        UserError, match=r"mine.yaml:2: nothing is published under 'transfer_cars/t"
+    ):
         load_recipe(str(file))
 
 

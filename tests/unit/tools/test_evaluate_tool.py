@@ -1,7 +1,6 @@
 """tools/evaluate.py: the run's own numbers again, whatever the processes; other weights, other sets, other counts."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +9,23 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from timm.data import ImageNetInfo
 
 from deit_tract.common.errors import UserError
-from deit_tract.data.sets.imagenet_labels import real_answers
 from deit_tract.data.sets.load import load_validation
 from deit_tract.evaluators import measures
 from deit_tract.evaluators.classification import in_order
 from deit_tract.evaluators.measures import Samples
-from deit_tract.models.build import build_model
 from deit_tract.models.weights import load_weights
-from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Data
 from tests.helpers.evaluate_tool import (
+    OFFICIAL,
     evaluate,  # noqa: F401 - a fixture
+    noise,
     photos,  # noqa: F401 - a fixture
     picture,
     refused,  # noqa: F401 - a fixture
+    thousand,  # noqa: F401 - a fixture
 )
-
-OFFICIAL = ImageNetInfo().label_names()
 
 # ---- measures, by hand -----------------------------------------------------------------------------------------------
 
@@ -95,46 +91,6 @@ def test_any_answer_counts_and_no_answer_is_left_out():
     assert found == {"real_top1": 50.0, "real_top5": 87.5, "real_count": 8}
 
 
-# ---- ImageNet's other sets -------------------------------------------------------------------------------------------
-
-
-def noise(count: int):
-    return np.random.default_rng(0).integers(256, size=(count, 8, 8), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def thousand(tmp_path_factory):
-    """A small random model of 1,000 classes as recipe and weights; a function from pixels to its class."""
-    folder = tmp_path_factory.mktemp("thousand")
-    recipe = folder / "thousand.yaml"
-    recipe.write_text("base: quickstart\ndata: {name: imagenet, classes: 1000, workers: 0}\n")
-    net = build_model(load_recipe(str(recipe))).eval()
-    with torch.no_grad():
-        net.head.weight.normal_(generator=torch.Generator().manual_seed(0))
-        images = (torch.from_numpy(noise(60)) / 255 - 0.3)[:, None] / 0.38
-        found, wanted = (
-            net(images).argmax(1).unique().tolist(),
-            [2, 10, 999, 1, 100, 20, 3, 11, 111, 5],
-        )
-        assert (
-            len(found) >= 4
-        )  # of the few classes that noise is taken for, some shall be of one digit, some of more
-        rows = dict(zip(wanted, found, strict=False))
-        others = iter(sorted(set(range(1000)) - set(rows.values())))
-        net.head.weight.copy_(
-            net.head.weight[
-                [rows[label] if label in rows else next(others) for label in range(1000)]
-            ].clone()
-        )
-    save_file(net.state_dict(), folder / "w.safetensors")
-
-    def predict(pixels: np.ndarray) -> int:
-        with torch.inference_mode():
-            return int(net((torch.from_numpy(pixels) / 255 - 0.3)[None, None] / 0.38).argmax())
-
-    return (folder / "w.safetensors", "--recipe", recipe), predict
-
-
 def test_imagenet_v2s_folders_are_numbers_not_texts(evaluate, refused, thousand, tmp_path):
     source, predict = thousand
     wrong = 0
@@ -168,37 +124,6 @@ def test_a_renamed_imagenet_v2_is_the_same(tmp_path):
     picture(tmp_path / "cat" / "x.jpeg", noise(1)[0])
     with pytest.raises(UserError, match="1 of 4 folders are not classes of ImageNet-1k: cat"):
         load_validation(data, name="imagenet_v2")
-
-
-def test_reals_answers_belong_to_the_images_numbers(evaluate, refused, thousand, tmp_path):
-    source, predict = thousand
-    answers: list[list[int]] = [[] for _ in range(1000)]
-    numbers = np.random.default_rng(1).permutation(
-        1000
-    )  # a number is not the image's place in the sorted classes
-    right = {}
-    for synset, number, pixels in zip(OFFICIAL, numbers.tolist(), noise(1000), strict=True):
-        picture(tmp_path / "val" / synset / f"ILSVRC2012_val_{number + 1:08d}.JPEG", pixels)
-        if number % 4:
-            right[number] = number % 3 == 0
-            answers[number] = (
-                [7, predict(pixels)] if right[number] else [(predict(pixels) + 1) % 1000]
-            )
-    file = tmp_path / "real.json"
-    file.write_text(json.dumps(answers))
-    options = ("--data-dir", tmp_path, "--no-verify")  # no train/: it is not needed
-    out, found = evaluate(*source, *options, "--real", file)
-    assert found["count"] == 1000 and found["real_count"] == len(right) == 750
-    assert (
-        found["real_top1"] == pytest.approx(100 * sum(right.values()) / 750)
-        and "ReaL: top-1" in out
-    )
-    with pytest.raises(UserError, match="1,000 entries, ReaL has 50,000"):
-        real_answers(file, None, complete=True)
-    file.write_text(json.dumps(answers[:999]))
-    assert "999 entries, but the data has image 1000" in refused(*source, *options, "--real", file)
-    file.write_text("[[1000]]")
-    assert "not a list of lists of classes 0 to 999" in refused(*source, *options, "--real", file)
 
 
 def expected(net, folder: Path, **asked) -> float:

@@ -648,16 +648,6 @@ def test_remove():
     assert type(net[0]) is nn.Conv2d and type(net[1]) is nn.Linear and list(vars(net[0])) == before
 
 
-def test_compile_sees_lam_change():
-    torch._dynamo.reset()
-    layer, x, g = TrAct(nn.Linear(12, 5)), torch.randn(40, 12), torch.randn(40, 5)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for lam in (0.1, 0.2, 0.3):
-        layer.lam, layer.weight.grad = lam, None
-        compiled(x).backward(g)
-        assert error(layer.weight.grad, expected(layer, x, g, lam)) <= 2e-5
-
-
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("gram", ["lane", "batch"])
 def test_activation_checkpointing(gram, reentrant):
