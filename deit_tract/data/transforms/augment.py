@@ -1,7 +1,8 @@
-"""Training and evaluation transforms: PIL image to normalised float tensor (channels, height, width).
+"""Training and evaluation transforms: PIL image to normalised float tensor (c, height, width).
 
-Every draw comes from `random`, numpy or torch's CPU generator, which the stream seeds for each view. What bears a name
-of torchvision's draws and gives what torchvision does, to the last bit, in less time.
+Every draw comes from `random`, numpy or torch's CPU generator, which are seeded for each view. A
+class with a name of torchvision's draws and gives what torchvision does, to the last bit, in less
+time.
 """
 
 import random
@@ -17,10 +18,7 @@ from deit_tract.common.device import send
 from deit_tract.data.transforms import colour
 from deit_tract.recipe.settings.recipe import Data, Recipe
 
-_INTERPOLATION = {
-    "bicubic": v2.InterpolationMode.BICUBIC,
-    "bilinear": v2.InterpolationMode.BILINEAR,
-}
+_INTERPOLATION = {name: v2.InterpolationMode(name) for name in ("bicubic", "bilinear")}
 
 
 class RandomResizedCrop(v2.RandomResizedCrop):
@@ -36,9 +34,9 @@ class RandomResizedCrop(v2.RandomResizedCrop):
 
 class RandomHorizontalFlip(v2.RandomHorizontalFlip):
     def forward(self, image: Image.Image) -> Image.Image:
-        return (
-            image if torch.rand(1) >= self.p else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        )
+        if torch.rand(1) >= self.p:
+            return image
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 class RandomGrayscale(v2.RandomGrayscale):
@@ -65,14 +63,17 @@ class ColorJitter(v2.ColorJitter):
 
 
 def _scaled(image: Image.Image, centre: int, factor: float) -> Image.Image:
-    """centre + factor * (value - centre) as PIL blends: in float32, cut off and truncated to 8 bits."""
+    """Compute centre + factor * (value - centre) as PIL blends: in float32, truncated to 8 bits."""
     values = np.arange(256, dtype=np.float32) - np.float32(centre)
     table = np.clip(values * np.float32(factor) + np.float32(centre), 0, 255).astype(np.uint8)
     return image.point(table.tolist() * len(image.getbands()))
 
 
 class ToTensor:
-    """The first version's, which divides by 255, as the reference; the second multiplies by the rounded 1/255."""
+    """torchvision's first version, which the reference uses: it divides by 255.
+
+    The second one multiplies by the rounded 1/255.
+    """
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         pixels = torch.from_numpy(np.array(image))
@@ -101,19 +102,15 @@ class GaussianBlur:
 
 
 def three_augment() -> Callable:
-    """DeiT-III's 3-Augment: exactly one of greyscale, solarize at 128 and blur, each with probability 1/3."""
+    """DeiT-III's 3-Augment: one of greyscale, solarize at 128 and blur, equally likely."""
     return v2.RandomChoice([RandomGrayscale(p=1.0), v2.RandomSolarize(128, p=1.0), GaussianBlur()])
 
 
 def rand_augment(policy: str, data: Data) -> Callable:
-    """timm's RandAugment as its create_transform sets it up, with posterize as Pillow had it before version 13."""
+    """timm's RandAugment as its create_transform sets it up, with posterize as before Pillow 13."""
     fill = tuple(min(255, round(255 * channel)) for channel in data.mean)
-    settings = {
-        "translate_const": int(data.image_size * 0.45),
-        "img_mean": fill,
-        "interpolation": Image.BICUBIC,
-    }
-    transform = rand_augment_transform(policy, settings)
+    settings = {"translate_const": int(data.image_size * 0.45), "img_mean": fill}
+    transform = rand_augment_transform(policy, settings | {"interpolation": Image.BICUBIC})
     for operation in transform.ops:
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize
@@ -121,29 +118,29 @@ def rand_augment(policy: str, data: Data) -> Callable:
 
 
 def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
-    """Keep so many bits of each value. About one image in a thousand asks for 0: black, which Pillow 13 refuses."""
+    """Keep `bits` bits of each value; 0 of them is black, which Pillow 13 refuses to draw."""
     return ImageOps.posterize(image, bits) if bits else image.point(lambda value: 0)
 
 
 def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
-    """Crop, flip, warp, 3-Augment, colour jitter, tensor, normalise: DeiT-III's order with what the recipe has.
+    """Return crop, flip, warp, 3-Augment, colour jitter, tensor, normalise: DeiT-III's order.
 
-    For one image, as torchvision has it; training takes the same in two parts, `TrainTransform`.
+    For one image, as torchvision has it; training uses the same in two parts, `TrainTransform`.
     """
     return v2.Compose(geometry(recipe) + colours(recipe) + _to_tensor(recipe.data))
 
 
 class TrainTransform:
-    """`train_transform` in two parts: a PIL image to uint8 (h, w, c), and `finish` for whole batches on their device.
+    """`train_transform` in two parts: PIL image to uint8 (h, w, c), and `finish` for a batch.
 
-    The values are the same, and a quarter of the bytes goes from process to process and to the device.
+    The values are the same, but only a quarter of the bytes goes from process to process and to the
+    device.
     """
 
     def __init__(self, recipe: Recipe):
         self.geometry, self.colours = geometry(recipe), colours(recipe)
-        self.mean, self.std = (
-            torch.tensor(values).view(-1, 1, 1) for values in (recipe.data.mean, recipe.data.std)
-        )
+        self.mean = torch.tensor(recipe.data.mean).view(-1, 1, 1)
+        self.std = torch.tensor(recipe.data.std).view(-1, 1, 1)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         for step in self.geometry + self.colours:
@@ -152,18 +149,21 @@ class TrainTransform:
         return pixels.unsqueeze(2) if pixels.ndim == 2 else pixels
 
     def finish(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """uint8 (b, h, w, c) to normalised float32 (b, c, h, w), after `colour.apply` where there are draws (b, 8)."""
+        """Turn uint8 (b, h, w, c) into normalised float32 (b, c, h, w).
+
+        draws: at most one (b, 8) of `colour.apply`, which comes first.
+        """
         images = images.permute(0, 3, 1, 2).contiguous()
         for rows in draws:
             images = colour.apply(images, rows)
-        return colour.normalize(
-            images, *(send(constant, images.device) for constant in (self.mean, self.std))
-        )
+        mean, std = (send(constant, images.device) for constant in (self.mean, self.std))
+        return colour.normalize(images, mean, std)
 
 
 def geometry(recipe: Recipe) -> list[Callable]:
-    """The steps up to the model's image size and shape; RandAugment is among them, as it warps too."""
-    augment, size = recipe.augment, (recipe.data.image_size, recipe.data.image_size)
+    """Return the steps up to the model's image size; RandAugment is among them, as it warps too."""
+    augment, data = recipe.augment, recipe.data
+    size = (data.image_size, data.image_size)
     interpolation = _INTERPOLATION[augment.interpolation]
     steps: list[Callable] = [v2.Resize(size, interpolation)]
     if augment.crop_padding:
@@ -176,25 +176,19 @@ def geometry(recipe: Recipe) -> list[Callable]:
         steps.append(RandomHorizontalFlip(augment.flip))
     if augment.affine:
         warp = augment.affine
+        shifts = (warp.translate, warp.translate)
         # PIL warps with bilinear or bicubic alike; the border is black
-        steps.append(
-            v2.RandomAffine(
-                warp.degrees, (warp.translate,) * 2, warp.scale, interpolation=interpolation
-            )
-        )
+        steps.append(v2.RandomAffine(warp.degrees, shifts, warp.scale, interpolation=interpolation))
     if augment.auto_augment:
-        steps.append(
-            v2.AutoAugment(
-                v2.AutoAugmentPolicy(augment.auto_augment), fill=[128] * recipe.data.channels
-            )
-        )
+        policy = v2.AutoAugmentPolicy(augment.auto_augment)
+        steps.append(v2.AutoAugment(policy, fill=[128] * data.channels))
     if augment.rand_augment:
-        steps.append(rand_augment(augment.rand_augment, recipe.data))
+        steps.append(rand_augment(augment.rand_augment, data))
     return steps
 
 
 def colours(recipe: Recipe) -> list[Callable]:
-    """The steps that leave every pixel where it is."""
+    """Return the steps that leave every pixel in its place."""
     steps = [three_augment()] if recipe.augment.three_augment else []
     if recipe.augment.color_jitter:
         steps.append(ColorJitter(*(recipe.augment.color_jitter,) * 3))
@@ -204,9 +198,8 @@ def colours(recipe: Recipe) -> list[Callable]:
 def eval_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
     """Resize the shorter side to size / crop, take the centre, tensor, normalise."""
     size = recipe.data.image_size
-    resize = v2.Resize(
-        round(size / recipe.evaluate.crop), _INTERPOLATION[recipe.augment.interpolation]
-    )
+    interpolation = _INTERPOLATION[recipe.augment.interpolation]
+    resize = v2.Resize(round(size / recipe.evaluate.crop), interpolation)
     return v2.Compose([resize, v2.CenterCrop(size), *_to_tensor(recipe.data)])
 
 

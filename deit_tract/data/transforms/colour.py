@@ -1,7 +1,7 @@
-"""3-Augment, colour jitter and normalisation of a batch of uint8 images on any device, equal to PIL's to the last bit.
+"""3-Augment, colour jitter and normalisation of uint8 batches on any device, PIL's to the last bit.
 
-What is drawn is a row of numbers per image (`Draws`), so that whoever draws need not be who computes. No operation
-waits for the device: which rows an operation applies to is decided on the host.
+Each image's draws are a row of numbers, so that the process that draws need not be the one that
+computes. No operation waits for the device: the host decides which rows an operation applies to.
 """
 
 from itertools import permutations
@@ -21,9 +21,10 @@ ONE = 1 << 24  # PIL's box blur computes with weights of 24 bits behind the poin
 
 
 def box_weights(radius: float) -> tuple[int, int, int]:
-    """Weights of a pixel and of those one and two beside it in one pass of PIL's Gaussian blur, which makes three.
+    """Weights of a pixel and of those one and two beside it in one of three passes of PIL's blur.
 
-    PIL's arithmetic (BoxBlur.c) in its precisions. For radii up to 2 px, where a pass reaches no further.
+    PIL's arithmetic (BoxBlur.c) in its precisions, for radii up to 2 px, where a pass reaches no
+    further.
     """
     variance = np.float32(radius) * np.float32(radius) / np.float32(3)
     length = np.float32(np.sqrt(12.0 * np.float64(variance) + 1.0))
@@ -38,7 +39,7 @@ def box_weights(radius: float) -> tuple[int, int, int]:
     return (inside, inside, edge) if box >= 1 else (inside, edge, 0)
 
 
-# ---- operations: uint8 (b, c, h, w) -> the same, c 1 or 3; factors and weights (b,) ----------------------------------
+# ---- operations: uint8 (b, c, h, w) -> the same, c 1 or 3; factors and weights (b,) ------------
 
 
 def luma(images: Tensor) -> Tensor:
@@ -50,9 +51,8 @@ def luma(images: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    return (
-        luma(images).to(torch.uint8).repeat(1, images.shape[1], 1, 1)
-    )  # memory of its own: what follows writes to it
+    # memory of its own: what follows writes to it
+    return luma(images).to(torch.uint8).repeat(1, images.shape[1], 1, 1)
 
 
 def solarize(images: Tensor) -> Tensor:
@@ -60,11 +60,10 @@ def solarize(images: Tensor) -> Tensor:
 
 
 def blur(images: Tensor, centre: Tensor, near: Tensor, far: Tensor) -> Tensor:
-    """Three passes of a box along the rows, then three along the columns, each rounded to 8 bits."""
+    """Pass a box three times along the rows, then the columns, each time rounded to 8 bits."""
     weights = [weight.int().view(-1, 1, 1, 1) for weight in (centre, near, far)]
-    lost = (
-        weights[0] + 2 * weights[1] + 2 * weights[2] - ONE
-    )  # 0 or -1: PIL's weights may miss the sum by one
+    # 0 or -1: PIL's weights may miss the sum by one
+    lost = weights[0] + 2 * weights[1] + 2 * weights[2] - ONE
     signed = (images.short() - 128).to(torch.int8)  # so that the products fit 32 bits
     for axis in (3, 2):
         for _ in range(3):
@@ -75,7 +74,7 @@ def blur(images: Tensor, centre: Tensor, near: Tensor, far: Tensor) -> Tensor:
 def _box(
     images: Tensor, axis: int, centre: Tensor, near: Tensor, far: Tensor, rounding: Tensor
 ) -> Tensor:
-    """One pass over int8 images; beyond the border stands the border's pixel."""
+    """Make one pass over int8 images, the border's pixels repeated beyond it."""
     size = images.shape[axis]
     first, last = images.narrow(axis, 0, 1), images.narrow(axis, size - 1, 1)
     padded = torch.cat([first, first, images, last, last], axis)
@@ -102,7 +101,7 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
-    """other + factor * (images - other), cut off and truncated to 8 bits."""
+    """Compute other + factor * (images - other), clamped and truncated to 8 bits."""
     mixed = images.float().sub_(other).mul_(factor.view(-1, 1, 1, 1)).add_(other)
     return mixed.clamp_(0, 255).to(torch.uint8)
 
@@ -110,17 +109,18 @@ def _blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
 JITTER = {BRIGHTNESS: brightness, CONTRAST: contrast, SATURATION: saturation}
 
 
-# ---- a batch ---------------------------------------------------------------------------------------------------------
+# ---- a batch -----------------------------------------------------------------------------------
 
 
 def apply(images: Tensor, draws: Tensor) -> Tensor:
-    """The drawn operations on a batch: images uint8 (b, c, h, w), changed in place; draws (b, 8), best on the host."""
+    """Apply the drawn operations to uint8 images (b, c, h, w), in place; draws (b, 8), on a CPU."""
     draws = draws.cpu()  # a wait for the device, if they are there
     plan = _plan(draws.numpy())
     if not plan:
         return images
     rows = send(torch.from_numpy(np.concatenate([rows for *_, rows in plan])), images.device)
-    numbers, start = send(draws, images.device), 0
+    numbers = send(draws, images.device)
+    start = 0
     for operation, columns, own in plan:
         mine = rows[start : start + len(own)]
         start += len(own)
@@ -131,8 +131,9 @@ def apply(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def _plan(draws: np.ndarray) -> list[tuple]:
-    """(operation, its columns of the draws, its rows), in the order of DeiT's transform."""
-    kind, order = draws[:, KIND].astype(int), np.array(ORDERS)[draws[:, ORDER].astype(int)]
+    """Return (operation, its columns of the draws, its rows) in the order of DeiT's transform."""
+    kind = draws[:, KIND].astype(int)
+    order = np.array(ORDERS)[draws[:, ORDER].astype(int)]
     plan = [
         (grey, (), kind == GREY),
         (solarize, (), kind == SOLARIZE),
@@ -140,14 +141,13 @@ def _plan(draws: np.ndarray) -> list[tuple]:
     ]
     for turn in range(3):
         for column, operation in JITTER.items():
-            plan.append(
-                (operation, (column,), (order[:, turn] == column) & (draws[:, column] != 1))
-            )
+            rows = (order[:, turn] == column) & (draws[:, column] != 1)
+            plan.append((operation, (column,), rows))
     found = [(operation, columns, np.flatnonzero(rows)) for operation, columns, rows in plan]
     return [step for step in found if len(step[2])]
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (b, c, h, w) to float32 as torchvision's ToTensor and Normalize have it; mean, std (c, 1, 1)."""
+    """Turn uint8 (b, c, h, w) into float32 as torchvision does; mean, std (c, 1, 1)."""
     # CUDA multiplies by the rounded reciprocal of a number, but divides by a tensor
     return images.float().div_(torch.full_like(mean, 255.0)).sub_(mean).div_(std)

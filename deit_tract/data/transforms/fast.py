@@ -1,8 +1,9 @@
-"""The fast pipeline: every view draws what it draws in the exact one; only resizes differ, in their rounding.
+"""The fast pipeline: the draws are those of the exact one; resizes differ in their rounding.
 
-JPEGs by simplejpeg, crop, resize and flip on uint8 tensors in the worker. With a CUDA device uint8 images go there, and
-3-Augment, colour jitter and normalisation follow on whole batches (colour.py); without one PIL does them in the
-worker, which on a CPU is faster. RandAugment and affine warps are PIL's, in the worker.
+JPEGs are decoded by simplejpeg, cropped, resized and flipped as uint8 tensors in the worker. With a
+CUDA device uint8 images go there, and 3-Augment, colour jitter and normalisation follow on batches
+(colour.py); without one PIL does them in the worker, which on a CPU is faster. RandAugment and
+affine warps are PIL's, in the worker.
 """
 
 import random
@@ -22,11 +23,16 @@ from deit_tract.data.transforms import augment, colour
 from deit_tract.recipe.settings.recipe import Recipe
 
 ON_TENSORS = (v2.Resize, v2.RandomResizedCrop, v2.RandomCrop, v2.RandomHorizontalFlip)
+JITTER = {  # torchvision's name of a factor -> its column
+    "brightness_factor": colour.BRIGHTNESS,
+    "contrast_factor": colour.CONTRAST,
+    "saturation_factor": colour.SATURATION,
+}
 TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13  # PIL's order of passes, see `resize`
 
 
 def pipeline(recipe: Recipe, images: Dataset) -> tuple[Dataset, "FastTransform"]:
-    """The images and the transform that take the place of a data set and `augment.train_transform`."""
+    """Return the images and the transform in place of a data set and `augment.TrainTransform`."""
     return Decoded(images), FastTransform(recipe, defer=torch.cuda.is_available())
 
 
@@ -57,14 +63,13 @@ class FastTransform(augment.TrainTransform):
 
 
 def _on_tensor(step: Callable, pixels: Tensor) -> Tensor:
-    """torchvision's step on uint8 (c, h, w), with less around it than torchvision has."""
+    """Apply torchvision's step to uint8 (c, h, w), with less around it than torchvision has."""
     if isinstance(step, v2.RandomHorizontalFlip):
         return pixels if torch.rand(1) >= step.p else pixels.flip(-1)
     if isinstance(step, v2.RandomResizedCrop):
         crop = step.make_params([pixels])
-        pixels = pixels.narrow(1, crop["top"], crop["height"]).narrow(
-            2, crop["left"], crop["width"]
-        )
+        pixels = pixels.narrow(1, crop["top"], crop["height"])
+        pixels = pixels.narrow(2, crop["left"], crop["width"])
         return resize(pixels, step.size, step.interpolation)
     if isinstance(step, v2.Resize):
         return resize(pixels, step.size, step.interpolation)
@@ -72,10 +77,10 @@ def _on_tensor(step: Callable, pixels: Tensor) -> Tensor:
 
 
 def resize(pixels: Tensor, size: list[int], interpolation: v2.InterpolationMode) -> Tensor:
-    """To (height, width), or to a shorter side, as PIL: its filters, and its order of the two passes.
+    """Resize to (height, width), or to a shorter side, with PIL's filters and order of passes.
 
-    Both round to 8 bits after each pass, so that the order shows. PIL began with the rows, and from version 13 begins
-    with the columns where the height shrinks by more than twice what the width does.
+    Both round to 8 bits after each pass, so that the order shows. PIL began with the rows, and from
+    version 13 begins with the columns if the height shrinks by more than twice what the width does.
     """
     height, width = pixels.shape[1:]
     if len(size) == 1:
@@ -96,7 +101,7 @@ def resize(pixels: Tensor, size: list[int], interpolation: v2.InterpolationMode)
 
 
 def _on_pil(steps: list[Callable], pixels: Tensor) -> Tensor:
-    """PIL's steps on a uint8 tensor (c, h, w)."""
+    """Apply PIL's steps to a uint8 tensor (c, h, w)."""
     if not steps:
         return pixels
     array = pixels.permute(1, 2, 0).contiguous().numpy()
@@ -108,7 +113,7 @@ def _on_pil(steps: list[Callable], pixels: Tensor) -> Tensor:
 
 
 def draw(steps: list[Callable]) -> Tensor:
-    """What the steps of `augment.colours` would draw, in the order in which they would, as a row for `colour.apply`."""
+    """Draw what the steps of `augment.colours` would, in their order: a row for `colour.apply`."""
     row = list(colour.PLAIN)
     for step in steps:
         if isinstance(step, v2.RandomChoice):
@@ -116,9 +121,8 @@ def draw(steps: list[Callable]) -> Tensor:
             row[colour.KIND] = (colour.GREY, colour.SOLARIZE, colour.BLUR)[chosen]
             blur = step.transforms[chosen]
             if isinstance(blur, augment.GaussianBlur):
-                row[colour.CENTRE : colour.FAR + 1] = colour.box_weights(
-                    random.uniform(blur.low, blur.high)
-                )
+                radius = random.uniform(blur.low, blur.high)
+                row[colour.CENTRE : colour.FAR + 1] = colour.box_weights(radius)
             else:
                 torch.rand(1)  # whether to apply it at all, which is certain, is drawn too
         else:
@@ -128,8 +132,3 @@ def draw(steps: list[Callable]) -> Tensor:
             for name, column in JITTER.items():
                 row[column] = jitter[name]
     return torch.tensor(row, dtype=torch.float32)
-
-
-JITTER = {
-    "brightness_factor": colour.BRIGHTNESS, "contrast_factor": colour.CONTRAST, "saturation_factor": colour.SATURATION,
-}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Mixup and cutmix for one lane: one draw a lane and step (DeiT-III; timm 0.3.2 mixup.py, mode "batch").
+"""Mixup and cutmix: one draw per lane and step (DeiT-III; timm 0.3.2 mixup.py, mode "batch").
 
 An image is paired with its mirror position in the lane, x with x.flip(0).
 """
@@ -13,14 +13,14 @@ from deit_tract.recipe.settings.recipe import Mix
 
 
 class Draw(NamedTuple):
-    """How a lane is mixed: `keep` of the own image, and the pasted box (top, bottom, left, right) of cutmix."""
+    """How a lane is mixed."""
 
-    keep: float = 1.0
-    box: tuple[int, int, int, int] | None = None
+    keep: float = 1.0  # the own image's share
+    box: tuple[int, int, int, int] | None = None  # cutmix pastes top, bottom, left, right
 
 
 def draw(mix: Mix, height: int, width: int, seed: int) -> Draw:
-    """One lane's draw: nothing, mixup with keep ~ Beta(mixup, mixup), or cutmix with a box of area ~ 1 - keep."""
+    """Draw nothing, mixup with keep ~ Beta(mixup, mixup), or cutmix of an area ~ 1 - keep."""
     generator = np.random.default_rng(seed)
     if not (mix.mixup or mix.cutmix) or generator.random() >= mix.prob:
         return Draw()
@@ -31,19 +31,23 @@ def draw(mix: Mix, height: int, width: int, seed: int) -> Draw:
 
 
 def _box(keep: float, height: int, width: int, generator: np.random.Generator) -> Draw:
-    """A box of the image's aspect around a uniform centre, cut off at the border; `keep` becomes what is left."""
+    """Draw a box of the image's aspect around a uniform centre, cut off at the border.
+
+    `keep` becomes what is left of the own image.
+    """
     side = np.sqrt(1.0 - keep)
-    half_height, half_width = int(height * side) // 2, int(width * side) // 2
-    row, column = generator.integers(height), generator.integers(width)
+    half_height = int(height * side) // 2
+    half_width = int(width * side) // 2
+    row = generator.integers(height)
+    column = generator.integers(width)
     top, bottom = np.clip((row - half_height, row + half_height), 0, height).tolist()
     left, right = np.clip((column - half_width, column + half_width), 0, width).tolist()
-    return Draw(
-        1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
-    )
+    keep = 1.0 - (bottom - top) * (right - left) / (height * width)
+    return Draw(keep, (top, bottom, left, right))
 
 
 def apply(draw: Draw, images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Mixed images (b, c, h, w) and soft targets (b, classes) that sum to 1."""
+    """Return mixed images (b, c, h, w) and soft targets (b, classes) that sum to 1."""
     targets = F.one_hot(labels, classes).to(images.dtype)
     if draw.keep == 1.0:
         return images, targets
