@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deit_tract.common.errors import UserError
-from deit_tract.common.text import nearest, short
+from deit_tract.common.text import listed, nearest, plural, short
 from deit_tract.recipe.families import Family, member_values, read_family
 from deit_tract.recipe.source import ROOT, Values, display, is_file, merge, read_file
 
@@ -78,8 +78,8 @@ def _find_in_file(name: str) -> Entry:
     if member:
         what = f"no recipe '{short(member)}'"
         raise UserError(display(path), what, nearest(prefix + member, members))
-    shown = ", ".join(members[:4]) + (", ..." if len(members) > 4 else "")
-    raise UserError(display(path), f"holds {len(members)} recipes", f"name one: {shown}")
+    what = f"holds {plural(len(members), 'recipe')}"
+    raise UserError(display(path), what, f"name one: {listed(members, 4)}")
 
 
 def read_chain(entry: Entry, errors: list[UserError], above: tuple[Entry, ...] = ()) -> Values:

@@ -97,7 +97,7 @@ def test_a_family_file_asks_for_a_member(write):
     file = write(FAMILY)
     [line] = lines_of(file)
     names = ", ".join(f"{file}:{name}" for name in NAMES[:4])
-    assert line == f"{file}: holds 9 recipes; name one: {names}, ..."
+    assert line == f"{file}: holds 9 recipes; name one: {names} ..."
     [line] = lines_of("recipes/cifar/resnet18.yaml")
     assert "resnet18.yaml: holds 36 recipes; name one: cifar10_resnet18_sgd_100ep, " in line
     [line] = lines_of(write("base: fam\n", "child"))
