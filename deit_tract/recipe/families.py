@@ -9,8 +9,8 @@
       arm: {"": {}, _tract: {model: {tract: 0.1}}, _sgdfirst: {only: {data: cifar10}, optim: {...}}}
 
 A member takes one option of each axis, merged over the common part in the axes' order; `only` names
-the options of other axes that an option goes with. In every text `{axis}` is the option's name and
-`{axis.about}` its `about`.
+the options of other axes that an option goes with (an axis that this decides needs no place in the
+pattern). In every text `{axis}` is the option's name and `{axis.about}` its `about`.
 """
 
 import itertools

@@ -15,8 +15,10 @@ def overview() -> str:
     families = {entry.path: entry.family for entry in entries if entry.family}
     lines = []
     for family in families.values():
-        axes = [f"{axis} = {_options(list(options))}" for axis, options in family.axes.items()]
-        lines.append((family.pattern.value, plural(len(family.members), "recipe"), "; ".join(axes)))
+        pattern = family.pattern.value
+        named = {axis: options for axis, options in family.axes.items() if f"{{{axis}}}" in pattern}
+        axes = [f"{axis} = {_options(list(options))}" for axis, options in named.items()]
+        lines.append((pattern, plural(len(family.members), "recipe"), "; ".join(axes)))
     single = [load_recipe(entry.name) for entry in entries if not entry.family]
     last = "--list WORD shows the recipes of a name, a data set, a model, or tract"
     return "\n".join([*_columns(lines, flexible=2), "", *_recipe_lines(single), "", last])
@@ -53,7 +55,7 @@ def _recipe_lines(recipes: list[Recipe]) -> list[str]:
 def _options(names: list[str]) -> str:
     shown = [name or "-" for name in names]
     text = ", ".join(shown)
-    if len(text) <= 40:
+    if len(text) <= 36:
         return text
     return f"{shown[0]}, ..., {shown[-1]} ({len(shown)})"
 
