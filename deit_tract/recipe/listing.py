@@ -17,7 +17,7 @@ def overview() -> str:
     for family in families.values():
         pattern = family.pattern.value
         named = {axis: options for axis, options in family.axes.items() if f"{{{axis}}}" in pattern}
-        axes = [f"{axis} = {_options(list(options))}" for axis, options in named.items()]
+        axes = [f"{axis}: {_options(list(options))}" for axis, options in named.items()]
         lines.append((pattern, plural(len(family.members), "recipe"), "; ".join(axes)))
     single = [load_recipe(entry.name) for entry in entries if not entry.family]
     last = "--list WORD shows the recipes of a name, a data set, a model, or tract"
@@ -54,10 +54,7 @@ def _recipe_lines(recipes: list[Recipe]) -> list[str]:
 
 def _options(names: list[str]) -> str:
     shown = [name or "-" for name in names]
-    text = ", ".join(shown)
-    if len(text) <= 36:
-        return text
-    return f"{shown[0]}, ..., {shown[-1]} ({len(shown)})"
+    return ", ".join(shown) if len(shown) <= 3 else f"{shown[0]} ... {shown[-1]} ({len(shown)})"
 
 
 def _columns(rows: list[tuple[str, ...]], flexible: int) -> list[str]:
