@@ -30,7 +30,9 @@ def _one_thread_and_fresh_accelerate():
 
 @pytest.fixture(scope="session")
 def real_images(tmp_path_factory):
-    """A function that unpacks an archive of real images and returns its folder; skips where there are none."""
+    """A function that unpacks an archive of real images and returns its folder; skips where there
+    are none.
+    """
 
     def unpack(name: str) -> Path:
         archive = REAL_IMAGES / name

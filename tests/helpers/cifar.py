@@ -29,7 +29,9 @@ def fails(settings: Data) -> str:
 def write(
     directory: Path, name: str = "cifar10", rows: int = 20, protocol: int = 2, key=str
 ) -> Path:
-    """A set in the official layout with so many random rows a file; `key` makes the dictionaries' keys."""
+    """A set in the official layout with so many random rows a file; `key` makes the dictionaries'
+    keys.
+    """
     generator, labels = np.random.default_rng(0), cifar.LABELS[name]
     classes = {"cifar10": 10, "cifar100": 100}[name]
     train, test, meta = cifar.files(name)

@@ -35,7 +35,9 @@ def write(
     seed: int = 0,
     exit: str | None = "finished",
 ) -> Path:
-    """A run's folder as training would leave it, with this top-1 by epoch; `exit` None is a run that goes on."""
+    """A run's folder as training would leave it, with this top-1 by epoch; `exit` None is a run
+    that goes on.
+    """
     folder.mkdir(parents=True)
     recipe = load_recipe("quickstart", [f"seed={seed}", "expect.top1=null", *overrides])
     (folder / "recipe.yaml").write_text(explain(recipe))

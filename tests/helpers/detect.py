@@ -7,10 +7,20 @@ from safetensors.torch import load_file
 
 RECIPE = "voc2007_frcnn_vgg16_tract"
 SMALL = (
-    "data.name=synthetic", "data.classes=3", "detect.class_names=[a, b, c]", "model.pretrained=false",
-    "model.args.width=8", "model.args.fc=64", "data.image_size=96", "detect.max_size=128", "data.workers=0",
-    "detect.anchor_sizes=[24, 48]", "detect.anchor_ratios=[1]", "detect.rpn_min_size=2", "detect.score=0.02",
-)  # fmt: skip
+    "data.name=synthetic",
+    "data.classes=3",
+    "detect.class_names=[a, b, c]",
+    "model.pretrained=false",
+    "model.args.width=8",
+    "model.args.fc=64",
+    "data.image_size=96",
+    "detect.max_size=128",
+    "data.workers=0",
+    "detect.anchor_sizes=[24, 48]",
+    "detect.anchor_ratios=[1]",
+    "detect.rpn_min_size=2",
+    "detect.score=0.02",
+)
 ADAM = (
     "optim.name=adamw",
     "optim.lr=1e-3",

@@ -45,7 +45,9 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def evaluate(monkeypatch, capsys, tmp_path):
-    """A function that runs the tool in this process: what it printed and the contents of its JSON file."""
+    """A function that runs the tool in this process: what it printed and the contents of its JSON
+    file.
+    """
 
     def call(*arguments: object) -> tuple[str, dict]:
         file = tmp_path / "out.json"
@@ -75,7 +77,7 @@ def picture(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(path, "PNG")
 
 
-# ---- timm's models ---------------------------------------------------------------------------------------------------
+# ---- timm's models -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def photos(tmp_path_factory):
 OFFICIAL = ImageNetInfo().label_names()
 
 
-# ---- ImageNet's other sets -------------------------------------------------------------------------------------------
+# ---- ImageNet's other sets -----------------------------------------------------------------------
 
 
 def noise(count: int):
@@ -102,7 +104,9 @@ def noise(count: int):
 
 @pytest.fixture(scope="module")
 def thousand(tmp_path_factory):
-    """A small random model of 1,000 classes as recipe and weights; a function from pixels to its class."""
+    """A small random model of 1,000 classes as recipe and weights; a function from pixels to its
+    class.
+    """
     folder = tmp_path_factory.mktemp("thousand")
     recipe = folder / "thousand.yaml"
     recipe.write_text("base: quickstart\ndata: {name: imagenet, classes: 1000, workers: 0}\n")

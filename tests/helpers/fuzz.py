@@ -127,7 +127,8 @@ VALUES = [
     *("!!python/tuple [1, 2]", "!!python/object/new:os.system [true]"),
     f"!!python/object/apply:os.system ['touch {EXECUTED}']",
     f"!!python/object/apply:subprocess.Popen [[touch, {EXECUTED}]]",
-    f"!!python/object/new:type {{args: [z, [], {{}}], state: !!python/object/apply:os.system ['touch {EXECUTED}']}}",
+    "!!python/object/new:type {args: [z, [], {}], state: "
+    f"!!python/object/apply:os.system ['touch {EXECUTED}']}}",
     *(
         f"__import__('os').system('touch {EXECUTED}')",
         f"$(touch {EXECUTED})",
@@ -187,7 +188,7 @@ ODD = [
 ]
 
 
-# ---- mutations -------------------------------------------------------------------------------------------------------
+# ---- mutations -----------------------------------------------------------------------------------
 
 
 def mutate_text(text: str, rng: random.Random) -> str:
@@ -341,7 +342,7 @@ def case(i: int, folder) -> tuple[str, list[str]]:
     return file, [one.replace(EXECUTED, str(folder / EXECUTED)) for one in overrides]
 
 
-# ---- what must hold --------------------------------------------------------------------------------------------------
+# ---- what must hold ------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""The first 20 losses of the quickstart, to the last bit, and a hash of the weights: `python tests/helpers/loss_trace.py`.
+"""The first 20 losses of the quickstart, to the last bit, and a hash of the weights: `python
+tests/helpers/loss_trace.py`.
 
-Before and after a refactor on one machine the output is the same to the letter. `--store` replaces the stored trace,
-which any machine meets to 1e-6.
+Before and after a refactor on one machine the output is the same to the letter. `--store` replaces
+the stored trace, which any machine meets to 1e-6.
 """
 
 import contextlib
@@ -17,7 +18,9 @@ sys.path.insert(0, str(STORED.parents[2]))
 
 
 def trace() -> tuple[list[float], str]:
-    """Losses of 20 steps of the quickstart on one thread, and the SHA-256 of the weights after them."""
+    """Losses of 20 steps of the quickstart on one thread, and the SHA-256 of the weights after
+    them.
+    """
     import torch
 
     from tests.helpers.runs import losses, short, train

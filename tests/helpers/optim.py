@@ -6,7 +6,7 @@ import torch
 
 
 def lamb_float64(weights, grads_per_step, lr, decay, clip, betas=(0.9, 0.999), eps=1e-8):
-    """LAMB as in the paper (You et al. 2020, Algorithm 2) with apex's global clipping, in float64."""
+    """LAMB as in the paper (You et al. 2020, Algorithm 2) with apex's clipping, in float64."""
     state = [
         (w.double(), torch.zeros_like(w).double(), torch.zeros_like(w).double()) for w in weights
     ]

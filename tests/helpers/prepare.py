@@ -31,7 +31,9 @@ def prepare(monkeypatch, capsys):
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Two of ImageNet's classes with 40 small images each in train, and six validation images, flat."""
+    """Two of ImageNet's classes with 40 small images each in train, and six validation images,
+    flat.
+    """
     for number in range(6):
         path = tmp_path / "val" / f"ILSVRC2012_val_{number + 1:08d}.JPEG"
         path.parent.mkdir(exist_ok=True)

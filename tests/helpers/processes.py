@@ -35,7 +35,9 @@ def environment(**more: str) -> dict[str, str]:
 def command(
     *arguments: str, processes: int = 1, script: str = "train.py", launcher: Sequence[str] = ()
 ) -> subprocess.Popen:
-    """Start a script of the project in `processes` real processes (gloo), or with another launcher's words."""
+    """Start a script of the project in `processes` real processes (gloo), or with another
+    launcher's words.
+    """
     if not launcher and processes > 1:
         launcher = (
             "-m",
@@ -70,7 +72,8 @@ def run(*arguments: str, timeout: float = 300, **how) -> tuple[int, str, str]:
 
 
 def worlds(folder: Path, jobs: Sequence[tuple], timeout: float = 600) -> str:
-    """Train in real processes: (name of a folder below `folder`, processes, overrides) each; what was said.
+    """Train in real processes: (name of a folder below `folder`, processes, overrides) each; what
+    was said.
 
     Cheaper than a launcher for each: programs/worlds.py imports once and forks.
     """

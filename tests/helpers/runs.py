@@ -28,7 +28,7 @@ def train(
 
 
 def train_until(step: int, monkeypatch, folder: Path, *overrides: str) -> None:
-    """Train in this process and interrupt the run before its optimizer step `step`, counted from 0."""
+    """Train in this process and interrupt it before its optimizer step `step`, from 0."""
     from deit_tract.train import loop
 
     whole = loop.Run.optimizer_step

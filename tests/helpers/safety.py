@@ -5,7 +5,7 @@ import pickle
 
 import torch
 
-# ---- files that would run a command ----------------------------------------------------------------------------------
+# ---- files that would run a command --------------------------------------------------------------
 
 
 class Payload:

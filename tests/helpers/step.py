@@ -11,6 +11,6 @@ def apart(a: dict, b: dict) -> float:
     return max((a[key] - b[key]).abs().max().item() for key in a)
 
 
-# ---- several lanes in one forward ------------------------------------------------------------------------------------
+# ---- several lanes in one forward ----------------------------------------------------------------
 
 DRAWS = ("model.drop_path=0.3", "mix.prob=1", "mix.cutmix=1.0")

@@ -8,11 +8,13 @@ from torch import nn
 
 from deit_tract import tract
 
-# ---- the independent statement ---------------------------------------------------------------------------------------
+# ---- the independent statement -------------------------------------------------------------------
 
 
 def patches(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """A [groups, b, n] in float64: column j is what the plain layer answers with the j-th unit vector as its weight."""
+    """A [groups, b, n] in float64: column j is what the plain layer answers with the j-th unit
+    vector as its weight.
+    """
     if isinstance(layer, nn.Linear):
         return x.double().reshape(1, -1, layer.in_features)
     groups, rest = layer.groups, layer.weight.shape[1:]
@@ -51,7 +53,7 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got.double() - want).norm() / want.norm()).item()
 
 
-# ---- every option of every layer -------------------------------------------------------------------------------------
+# ---- every option of every layer -----------------------------------------------------------------
 
 LAYERS = {
     "3x3": (lambda: nn.Conv2d(3, 8, 3, padding=1), (4, 3, 9, 9)),
@@ -71,10 +73,16 @@ LAYERS = {
     "dilation along rows": (lambda: nn.Conv2d(3, 8, 3, 1, dilation=(1, 2)), (3, 3, 12, 12)),
     "dilation, kernel below stride": (lambda: nn.Conv2d(3, 8, 2, 4, dilation=3), (9, 3, 15, 15)),
     "reflect": (lambda: nn.Conv2d(3, 8, 3, padding=(2, 1), padding_mode="reflect"), (3, 3, 9, 8)),
-    "replicate": (lambda: nn.Conv2d(3, 8, 5, 2, padding=2, padding_mode="replicate"), (5, 3, 9, 12)),
+    "replicate": (
+        lambda: nn.Conv2d(3, 8, 5, 2, padding=2, padding_mode="replicate"),
+        (5, 3, 9, 12),
+    ),
     "circular": (lambda: nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), (3, 3, 9, 8)),
     "same": (lambda: nn.Conv2d(3, 8, (4, 3), padding="same"), (3, 3, 9, 8)),
-    "same, reflect": (lambda: nn.Conv2d(3, 8, 4, 1, "same", (1, 2), padding_mode="reflect"), (3, 3, 9, 8)),
+    "same, reflect": (
+        lambda: nn.Conv2d(3, 8, 4, 1, "same", (1, 2), padding_mode="reflect"),
+        (3, 3, 9, 8),
+    ),
     "valid": (lambda: nn.Conv2d(3, 8, 3, padding="valid"), (3, 3, 9, 8)),
     "unbatched": (lambda: nn.Conv2d(3, 8, 3, padding=1), (3, 9, 9)),
     "unbatched, few rows": (lambda: nn.Conv2d(3, 8, 4, 4), (3, 9, 9)),
@@ -82,17 +90,23 @@ LAYERS = {
     "few rows, patches": (lambda: nn.Conv2d(3, 8, 8, 8), (2, 3, 24, 17)),
     "one row": (lambda: nn.Conv2d(3, 8, 8, 8), (1, 3, 8, 8)),
     "1d": (lambda: nn.Conv1d(2, 8, 5, 2, 2), (6, 2, 21)),
-    "1d, dilated, circular": (lambda: nn.Conv1d(2, 8, 3, dilation=3, padding=2, padding_mode="circular"), (4, 2, 21)),
+    "1d, dilated, circular": (
+        lambda: nn.Conv1d(2, 8, 3, dilation=3, padding=2, padding_mode="circular"),
+        (4, 2, 21),
+    ),
     "1d, unbatched, same": (lambda: nn.Conv1d(2, 8, 4, padding="same"), (2, 21)),
     "3d": (lambda: nn.Conv3d(2, 8, (3, 2, 3), (1, 2, 2), 1), (3, 2, 6, 7, 8)),
     "3d, patches": (lambda: nn.Conv3d(2, 8, 2, 2), (4, 2, 6, 6, 9)),
-    "3d, groups": (lambda: nn.Conv3d(2, 8, 2, padding=1, groups=2, padding_mode="replicate"), (2, 2, 4, 4, 5)),
+    "3d, groups": (
+        lambda: nn.Conv3d(2, 8, 2, padding=1, groups=2, padding_mode="replicate"),
+        (2, 2, 4, 4, 5),
+    ),
     "linear": (lambda: nn.Linear(12, 7), (40, 12)),
     "linear, few rows": (lambda: nn.Linear(60, 7, bias=False), (40, 60)),
     "linear, 1-D": (lambda: nn.Linear(12, 7), (12,)),
     "linear, 3-D": (lambda: nn.Linear(12, 7), (4, 10, 12)),
     "linear, 4-D": (lambda: nn.Linear(12, 7), (2, 3, 4, 12)),
-}  # fmt: skip
+}
 
 
 def assert_compiled_is_equal(name: str, backend: str) -> None:

@@ -10,15 +10,19 @@ from deit_tract.data.sets import voc
 
 
 def annotation(*rows, size=(64, 48)) -> str:
-    """VOC's XML of (name, xmin, ymin, xmax, ymax, difficult) rows; a person's parts have boxes of their own."""
+    """VOC's XML of (name, xmin, ymin, xmax, ymax, difficult) rows; a person's parts have boxes of
+    their own.
+    """
     text = (
         f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
         if size
         else ""
     )
     for name, xmin, ymin, xmax, ymax, difficult in rows:
-        part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
-        text += f"<object>{part}<name>{name}</name><difficult>{difficult}</difficult><bndbox><xmax>{xmax}</xmax>"
+        head = "<xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax>"
+        part = f"<part><name>head</name><bndbox>{head}</bndbox></part>"
+        text += f"<object>{part}<name>{name}</name><difficult>{difficult}</difficult>"
+        text += f"<bndbox><xmax>{xmax}</xmax>"
         text += f"<xmin>{xmin}</xmin><ymax>{ymax}</ymax><ymin>{ymin}</ymin></bndbox></object>"
     return f"<annotation><folder>VOC2007</folder>{text}</annotation>"
 

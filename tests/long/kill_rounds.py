@@ -1,4 +1,5 @@
-"""kill -9 to one of two training processes: `python tests/long/kill_rounds.py [--rounds 20] [--seed 0]`.
+"""kill -9 to one of two training processes: `python tests/long/kill_rounds.py [--rounds 20] [--seed
+0]`.
 
 Each round trains the shortened quickstart in a folder of its own and kills a random process at a
 random moment, during saving or during evaluation. Then all are trained to their end, and weights,

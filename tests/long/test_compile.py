@@ -25,7 +25,9 @@ def test_two_compiled_processes(tmp_path):
 
 
 def test_a_compiled_run_is_the_same_up_to_rounding_and_its_checkpoint_plain(tmp_path):
-    """Compiled once for training, not again for new masks nor for evaluation; goes on without compilation."""
+    """Compiled once for training, not again for new masks nor for evaluation; goes on without
+    compilation.
+    """
     overrides = short(4, "model.drop_path=0.2", "model.args.depth=1", "save.every_steps=3")
     overrides += ["save.keep=9", "evaluate.every_steps=2", "batch.size=32", "batch.lanes=2"]
     expected = losses(train(tmp_path / "plain", *overrides))

@@ -1,4 +1,6 @@
-"""The quickstart as a person runs it: its accuracy over seeds, and the whole run on 1, 2 and 3 processes."""
+"""The quickstart as a person runs it: its accuracy over seeds, and the whole run on 1, 2 and 3
+processes.
+"""
 
 import json
 

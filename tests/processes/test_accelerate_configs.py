@@ -1,4 +1,6 @@
-"""The shipped configurations of accelerate launch: what each asks for, and that they train; gpu1 in test_submit.py."""
+"""The shipped configurations of accelerate launch: what each asks for, and that they train; gpu1 in
+test_submit.py.
+"""
 
 import os
 import subprocess
@@ -16,10 +18,20 @@ from tests.helpers.runs import losses, short, train
 def launcher(name: str, *words: str) -> subprocess.Popen:
     """accelerate launch with a shipped file, on the CPU."""
     return subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / f"{name}.yaml"), *words],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(FOLDER / f"{name}.yaml"),
+            *words,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,13 @@ def test_a_disk_that_refuses_keeps_the_one_before(tmp_path, limit):
     good = save(tmp_path, 5)
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     script = FILL.format(folder=str(tmp_path), limit=limit)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=os.getcwd(),
-                          env={**os.environ, "PYTHONPATH": os.getcwd()})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=os.getcwd(),
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
     whole = limit == 17_500
     assert done.returncode == 0, done.stderr
     if whole:

@@ -1,4 +1,6 @@
-"""Detection in the trainer: draws from the lane's seed, evaluation image by image, resume and processes to the bit."""
+"""Detection in the trainer: draws from the lane's seed, evaluation image by image, resume and
+processes to the bit.
+"""
 
 import torch
 
@@ -27,7 +29,7 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path):
 
 
 def test_two_processes_train_and_evaluate_as_one(tmp_path):
-    """Two lanes of a photo each; with the lanes' gradients summed in their order even to the bit."""
+    """Two lanes of a photo each; to the bit if the lanes' gradients are summed in their order."""
     overrides = short(
         12, *SMALL, "batch.size=2", "batch.lanes=2", "batch.exact=true", "evaluate.pictures=1"
     )

@@ -1,4 +1,6 @@
-"""tools/evaluate.py: the run's own numbers again, whatever the processes; other weights, other sets, other counts."""
+"""tools/evaluate.py: the run's own numbers again, whatever the processes; other weights, other
+sets, other counts.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""What may happen to a run: signals, kills, a process that hangs, broken files, a number that is none, a second job."""
+"""What may happen to a run: signals, kills, a process that hangs, broken files, a number that is
+none, a second job.
+"""
 
 import contextlib
 import json
@@ -215,9 +217,17 @@ def test_unreadable_photos_are_counted_over_processes_and_restarts(tmp_path):
     for name in ("a/1.png", "b/3.png"):
         (tmp_path / "data" / "train" / name).write_bytes(b"not an image")
     overrides = [
-        "data.workers=1", "data.classes=2", "batch.size=8", "batch.lanes=2", "augment.repeats=1", "model.args.depth=1",
-        "schedule.steps=6", "schedule.warmup_steps=1", "log.every_steps=1", "save.every_steps=3",
-    ]  # fmt: skip
+        "data.workers=1",
+        "data.classes=2",
+        "batch.size=8",
+        "batch.lanes=2",
+        "augment.repeats=1",
+        "model.args.depth=1",
+        "schedule.steps=6",
+        "schedule.warmup_steps=1",
+        "log.every_steps=1",
+        "save.every_steps=3",
+    ]
     words = ("--recipe", "folder_vit_ti", "--data-dir", str(tmp_path / "data"))
     weights = []
     for processes in (1, 2):

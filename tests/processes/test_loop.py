@@ -1,4 +1,6 @@
-"""Training in one process: log, evaluation, EMA, resume to the bit, and a stop when the loss is no number."""
+"""Training in one process: log, evaluation, EMA, resume to the bit, and a stop when the loss is no
+number.
+"""
 
 import signal
 

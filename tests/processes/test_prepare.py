@@ -1,4 +1,4 @@
-"""tools/prepare.py: what it finds in a data set, and the sorting of ImageNet's validation images."""
+"""tools/prepare.py: what it finds in a data set, sorting ImageNet's validation images."""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""Batch normalisation under lanes: one GPU's statistics with one lane, the mean over lanes whatever the processes."""
+"""Batch normalisation under lanes: one GPU's statistics with one lane, the mean over lanes whatever
+the processes.
+"""
 
 import torch
 
@@ -8,7 +10,9 @@ from tests.helpers.runs import short
 
 
 def test_processes_have_the_statistics_of_one(tmp_path):
-    """Four lanes on one process and, unevenly, on three, to the bit where gradients are; the EMA of them too."""
+    """Four lanes on one process and, unevenly, on three, to the bit where gradients are; the EMA of
+    them too.
+    """
     steps, overrides = 3, ("schedule.steps=3", *LANES, "evaluate.batch_size=50")
     alone = cnn(tmp_path / "1", steps, *LANES)
     arguments = [

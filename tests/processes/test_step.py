@@ -1,4 +1,6 @@
-"""The step: several lanes in one forward, drop path on a subset, compilation, precision, pace and profile."""
+"""The step: several lanes in one forward, drop path on a subset, compilation, precision, pace and
+profile.
+"""
 
 import pytest
 
@@ -9,7 +11,7 @@ from tests.helpers.step import DRAWS, apart, weights
 
 
 def test_two_processes_with_uneven_shares(tmp_path):
-    """Three lanes: two in one forward here, one there; against one process and one lane at a time."""
+    """Three lanes, two in one forward here and one there, as one process with a lane at a time."""
     overrides = short(5, *DRAWS, "batch.size=48", "batch.lanes=3")
     expected = losses(train(tmp_path / "one", *overrides))
     arguments = ["--recipe", "quickstart", "--output", str(tmp_path / "two"), *sets(overrides)]

@@ -1,4 +1,6 @@
-"""The batch script: what it asks SLURM for, what reaches the training, and what it does when it is told to stop."""
+"""The batch script: what it asks SLURM for, what reaches the training, and what it does when it is
+told to stop.
+"""
 
 import json
 import os
@@ -68,9 +70,13 @@ class Job:
         cpu = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         self.starts += 1
         return subprocess.Popen(
-            ["bash", str(script)], env={**os.environ, **slurm, **path, **cpu, **environment}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=directives(self.text)["chdir"],
-        )  # fmt: skip
+            ["bash", str(script)],
+            env={**os.environ, **slurm, **path, **cpu, **environment},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=directives(self.text)["chdir"],
+        )
 
     def run(self, **environment: str) -> tuple[int, str, str]:
         return finish(self.start(**environment), timeout=600)
@@ -86,7 +92,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None
         time.sleep(0.02)
 
 
-# ---- the script ------------------------------------------------------------------------------------------------------
+# ---- the script ----------------------------------------------------------------------------------
 
 
 def test_what_the_script_asks_for(printed):
@@ -105,11 +111,21 @@ def test_what_the_script_asks_for(printed):
     )
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     assert directives(text) == {
-        "job-name": "quickstart", "chdir": str(Path.cwd()), "output": "runs/quickstart/slurm-%j.out",
-        "open-mode": "append", "nodes": "2", "ntasks-per-node": "1", "gpus-per-node": "2", "cpus-per-task": "2",
-        "time": "1-00:00:00", "partition": "a b", "qos": 'x"\\y', "requeue": "", "exclusive": "",
+        "job-name": "quickstart",
+        "chdir": str(Path.cwd()),
+        "output": "runs/quickstart/slurm-%j.out",
+        "open-mode": "append",
+        "nodes": "2",
+        "ntasks-per-node": "1",
+        "gpus-per-node": "2",
+        "cpus-per-task": "2",
+        "time": "1-00:00:00",
+        "partition": "a b",
+        "qos": 'x"\\y',
+        "requeue": "",
+        "exclusive": "",
         "signal": "B:USR1@90",
-    }  # fmt: skip
+    }
     assert len(text.splitlines()) < 75 and max(map(len, text.splitlines())) < 200
     text = printed(*few, "--gres", "gpu:a100:2", "--cpus-per-task", "9", "--set", "data.workers=3")
     assert "gpus-per-node" not in directives(text) and directives(text)["cpus-per-task"] == "9"
@@ -195,7 +211,7 @@ def test_a_folder_a_seed(tmp_path, printed):
     )
 
 
-# ---- how a job ends, with a fake launcher ----------------------------------------------------------------------------
+# ---- how a job ends, with a fake launcher --------------------------------------------------------
 
 
 @pytest.fixture
@@ -262,7 +278,7 @@ def test_a_requeue_that_is_refused_is_said(job):
     assert code == 75 and "job 71 could not be requeued; submit it again to go on" in err
 
 
-# ---- with the real launcher and training -----------------------------------------------------------------------------
+# ---- with the real launcher and training ---------------------------------------------------------
 
 
 def test_two_nodes_preempted_and_requeued_give_the_losses_of_one_process(tmp_path, printed):

@@ -1,4 +1,6 @@
-"""TrAct under real processes: the update of the whole batch however it is cut, DDP, FSDP2, DeepSpeed."""
+"""TrAct under real processes: the update of the whole batch however it is cut, DDP, FSDP2,
+DeepSpeed.
+"""
 
 import json
 import os
@@ -22,9 +24,14 @@ def results(script: str, folder: Path, timeout: float) -> dict:
         "CUDA_VISIBLE_DEVICES": "",
     }
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "processes" / "programs" / script), str(out)], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, str(ROOT / "tests" / "processes" / "programs" / script), str(out)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,8 @@
-"""From a checkpoint of train.py to each transfer set with the shipped recipes, in a small ViT and a few steps.
+"""From a checkpoint of train.py to each transfer set with the shipped recipes, in a small ViT and a
+few steps.
 
-CIFAR-10 and Cars are real photos; those of Flowers-102 are made here, a colour a class, at the paths its lists name.
+CIFAR-10 and Cars are real photos; those of Flowers-102 are made here, a colour a class, at the
+paths its lists name.
 """
 
 import colorsys
@@ -25,24 +27,51 @@ from tests.helpers.loop import same, wait_for_step, weights
 from tests.helpers.processes import command, finish, kill, run, sets
 from tests.helpers.runs import losses
 
-SMALL = ["model.args.patch_size=4", "model.args.embed_dim=48", "model.args.num_heads=3", "model.args.depth=2",
-         "data.workers=0", "precision.autocast=null", "log.every_steps=1"]  # fmt: skip
+SMALL = [
+    "model.args.patch_size=4",
+    "model.args.embed_dim=48",
+    "model.args.num_heads=3",
+    "model.args.depth=2",
+    "data.workers=0",
+    "precision.autocast=null",
+    "log.every_steps=1",
+]
 
 
 def tuned(size: int, steps: int, lr: float, *more: str) -> list[str]:
     """Overrides that make a transfer recipe small: so many px and steps of 64 views."""
-    return [*SMALL, f"data.image_size={size}", "data.verify=false", "batch.size=64", "batch.lanes=2", f"optim.lr={lr}",
-            f"schedule.steps={steps}", "schedule.warmup_steps=5", "schedule.update=step",
-            f"evaluate.every_steps={steps}", f"save.every_steps={steps // 3}", *more]  # fmt: skip
+    return [
+        *SMALL,
+        f"data.image_size={size}",
+        "data.verify=false",
+        "batch.size=64",
+        "batch.lanes=2",
+        f"optim.lr={lr}",
+        f"schedule.steps={steps}",
+        "schedule.warmup_steps=5",
+        "schedule.update=step",
+        f"evaluate.every_steps={steps}",
+        f"save.every_steps={steps // 3}",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory, real_images):
     """A run of train.py with TrAct on real photos: a ViT with ViT-S's layers, small, at 24 px."""
     folder = tmp_path_factory.mktemp("pretrained")
-    overrides = [*SMALL, "data.name=folder", "data.classes=200", "data.image_size=24", "batch.size=64", "batch.lanes=2",
-                 "schedule.steps=8", "schedule.warmup_steps=2", "evaluate.every_steps=8",
-                 "save.every_steps=8"]  # fmt: skip
+    overrides = [
+        *SMALL,
+        "data.name=folder",
+        "data.classes=200",
+        "data.image_size=24",
+        "batch.size=64",
+        "batch.lanes=2",
+        "schedule.steps=8",
+        "schedule.warmup_steps=2",
+        "evaluate.every_steps=8",
+        "save.every_steps=8",
+    ]
     arguments = ["--recipe", "vit_s_800ep_tract", "--output", str(folder), *sets(overrides)]
     code, _, err = run(
         *arguments, "--data-dir", str(real_images("tinyimagenet_sub.tar.gz")), timeout=600

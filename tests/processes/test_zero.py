@@ -1,4 +1,6 @@
-"""DeepSpeed's ZeRO stages against the same run without DeepSpeed, in two real processes, without transformers."""
+"""DeepSpeed's ZeRO stages against the same run without DeepSpeed, in two real processes, without
+transformers.
+"""
 
 import subprocess
 import sys
@@ -18,10 +20,21 @@ def runs(tmp_path_factory):
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     folder = tmp_path_factory.mktemp("zero")
     process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
-         str(ROOT / "tests" / "processes" / "programs" / "zero_runs.py"), str(folder)],
-        cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node=2",
+            f"--master_port={free_port()}",
+            str(ROOT / "tests" / "processes" / "programs" / "zero_runs.py"),
+            str(folder),
+        ],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     code, out, _ = finish(process, 900)
     assert code == 0, out[-3000:]
     return folder
@@ -65,9 +78,15 @@ def test_losses_are_those_without_deepspeed(runs, name, plain):
 
 @pytest.mark.parametrize(
     "name",
-    ["adamw, from stage 0 to 1", "adamw, from stage 1 to None", "adamw, from stage 2 to 3", "adamw, from stage 3 to 2",
-     "adamw, from stage 3 to 3", "sgd, from stage 2 to 1"],
-)  # fmt: skip
+    [
+        "adamw, from stage 0 to 1",
+        "adamw, from stage 1 to None",
+        "adamw, from stage 2 to 3",
+        "adamw, from stage 3 to 2",
+        "adamw, from stage 3 to 3",
+        "sgd, from stage 2 to 1",
+    ],
+)
 def test_a_checkpoint_goes_on_at_another_stage(runs, name):
     whole = runs / f"{name.split(',')[0]}, 20 steps"
     ours = log.read_metrics(runs / name)
@@ -79,9 +98,13 @@ def test_through_accelerate_launch(tmp_path):
     """The shipped file, and the refusal of LAMB in one line."""
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     launcher = [
-        "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "tools" / "accelerate" / "deepspeed.yaml"),
-        "--num_processes=2", f"--main_process_port={free_port()}",
-    ]  # fmt: skip
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "tools" / "accelerate" / "deepspeed.yaml"),
+        "--num_processes=2",
+        f"--main_process_port={free_port()}",
+    ]
     arguments = ["--recipe", "quickstart", "--output", str(tmp_path)]
     adamw = sets(short(3, "optim.name=adamw", "optim.lr=1e-3"))
     code, out, err = run(*arguments, *adamw, launcher=launcher)

@@ -1,4 +1,6 @@
-"""Detection in the trainer: draws from the lane's seed, evaluation image by image, resume and processes to the bit."""
+"""Detection in the trainer: draws from the lane's seed, evaluation image by image, resume and
+processes to the bit.
+"""
 
 import io
 import json
@@ -21,7 +23,7 @@ from tests.helpers import ROOT
 from tests.helpers.detect import ADAM, RECIPE, SMALL, weights
 from tests.helpers.runs import losses, short, train
 
-# ---- training --------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_metrics_a_table_and_pictures(tmp_path):
@@ -55,11 +57,20 @@ def test_a_recorded_evaluation_is_that_of_its_checkpoint(tmp_path):
 
 
 def test_real_photos_are_trained_on_and_evaluated_alike_standing_alone(tmp_path, real_images):
-    """All 20 classes of VOC at 128 px; in eight steps the loss falls, though nothing is found yet."""
+    """All 20 classes of VOC at 128 px; in eight steps the loss falls; nothing is found yet."""
     folder = str(real_images("voc100.tar"))
-    narrow = ("model.pretrained=false", "model.args.width=8", "model.args.fc=64", "data.verify=false",
-              "data.image_size=128", "detect.max_size=192", "detect.anchor_sizes=[16, 32, 64]",
-              "detect.rpn_min_size=4", "detect.score=0.02", "data.workers=0")  # fmt: skip
+    narrow = (
+        "model.pretrained=false",
+        "model.args.width=8",
+        "model.args.fc=64",
+        "data.verify=false",
+        "data.image_size=128",
+        "detect.max_size=192",
+        "detect.anchor_sizes=[16, 32, 64]",
+        "detect.rpn_min_size=4",
+        "detect.score=0.02",
+        "data.workers=0",
+    )
     adam = (*ADAM, "schedule.warmup_steps=0")
     records = train(tmp_path / "run", *short(8, *narrow, *adam), recipe=RECIPE, data_dir=folder)
     assert losses(records)[-1] < losses(records)[0] and len(records[-1]["ap07"]) == 20
@@ -110,7 +121,7 @@ def test_it_learns_to_find_rectangles(tmp_path):
     assert len(curve) == 2 and curve[-1] > 15 and losses(records)[-1] < 0.7 * losses(records)[0]
 
 
-# ---- tools -----------------------------------------------------------------------------------------------------------
+# ---- tools ---------------------------------------------------------------------------------------
 
 
 def tool(name: str, *arguments: object) -> tuple[int, str, list[str]]:

@@ -1,4 +1,6 @@
-"""tools/evaluate.py: the run's own numbers again, whatever the processes; other weights, other sets, other counts."""
+"""tools/evaluate.py: the run's own numbers again, whatever the processes; other weights, other
+sets, other counts.
+"""
 
 import csv
 import json
@@ -25,7 +27,7 @@ from tests.helpers.evaluate_tool import (
     thousand,  # noqa: F401 - a fixture
 )
 
-# ---- a run's own numbers ---------------------------------------------------------------------------------------------
+# ---- a run's own numbers -------------------------------------------------------------------------
 
 
 def same(found: dict, record: dict, prefix: str = "") -> bool:
@@ -108,7 +110,7 @@ def test_bf16(evaluate, digits):
     )
 
 
-# ---- mistakes --------------------------------------------------------------------------------------------------------
+# ---- mistakes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""tools/export.py: timm loads what it writes to the same weights, logits and pixels; nothing else is touched."""
+"""tools/export.py: timm loads what it writes to the same weights, logits and pixels; nothing else
+is touched.
+"""
 
 import json
 import runpy
@@ -31,7 +33,9 @@ STEPS = short(
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A run of four steps on the digits with checkpoints and evaluations at 2 and 4; every option of the model set."""
+    """A run of four steps on the digits with checkpoints and evaluations at 2 and 4; every option
+    of the model set.
+    """
     folder = tmp_path_factory.mktemp("digits")
     train(
         folder, *STEPS, "model.drop_path=0.3", "model.args.proj_drop_rate=0.1", "evaluate.crop=0.7"
@@ -156,8 +160,8 @@ def test_the_recipe_and_the_numbers_travel_along(run_tool, digits, tmp_path):
     reached = next(record for record in records if record["step"] == 2 and "top1" in record)
     card = (tmp_path / "README.md").read_text()
     assert (
-        f"top-1 {reached['top1']:.2f} %, top-5 {reached['top5']:.2f} %, loss {reached['val_loss']:.4f}"
-        in card
+        f"top-1 {reached['top1']:.2f} %, top-5 {reached['top5']:.2f} %, "
+        f"loss {reached['val_loss']:.4f}" in card
     )
     assert "after step 2\n" in card and "TrAct with lambda 0.1" in card
     assert f'timm.create_model("local-dir:{tmp_path.name}", pretrained=True)' in card
@@ -177,7 +181,7 @@ def test_numbers_that_a_run_does_not_have_are_not_made_up(run_tool, digits, tmp_
     )
 
 
-# ---- other models ----------------------------------------------------------------------------------------------------
+# ---- other models --------------------------------------------------------------------------------
 
 RGB = (
     "data.name=synthetic",
@@ -236,7 +240,7 @@ def test_timm_reads_the_names(digits, tmp_path):
     assert config["label_descriptions"]["n01440764"].startswith("tench")
 
 
-# ---- what is refused, and what stays ---------------------------------------------------------------------------------
+# ---- what is refused, and what stays -------------------------------------------------------------
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -317,7 +321,7 @@ def test_mistakes_are_one_line(refused, digits, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- the hub and ONNX ------------------------------------------------------------------------------------------------
+# ---- the hub and ONNX ----------------------------------------------------------------------------
 
 
 class Hub:
@@ -353,8 +357,8 @@ def test_push_sends_the_folder_that_was_checked(run_tool, refused, digits, tmp_p
     )
     line = refused(digits, tmp_path / "out", "--push", "john/vit")
     assert (
-        line
-        == f"--push john/vit: the hub refused (403 Forbidden: not yours); the export is in {tmp_path / 'out'}"
+        line == "--push john/vit: the hub refused (403 Forbidden: not yours); "
+        f"the export is in {tmp_path / 'out'}"
     )
 
 

@@ -6,7 +6,7 @@ from deit_tract.common.errors import UserError
 from deit_tract.data.transforms import fast
 from tests.helpers.runs import losses, short, train
 
-# ---- training --------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def test_where_nothing_is_resized_training_is_the_same(tmp_path):
@@ -17,9 +17,19 @@ def test_where_nothing_is_resized_training_is_the_same(tmp_path):
     assert runs["exact"] == runs["fast"]
 
 
-SMALL = ["data.name=synthetic", "data.image_size=16", "data.channels=3", "data.mean=[0.5,0.5,0.5]",
-         "data.std=[0.2,0.2,0.2]", "augment.crop_scale=[0.08,1]", "augment.flip=0.5", "augment.three_augment=true",
-         "augment.color_jitter=0.3", "data.pipeline=fast", "save.every_steps=2"]  # fmt: skip
+SMALL = [
+    "data.name=synthetic",
+    "data.image_size=16",
+    "data.channels=3",
+    "data.mean=[0.5,0.5,0.5]",
+    "data.std=[0.2,0.2,0.2]",
+    "augment.crop_scale=[0.08,1]",
+    "augment.flip=0.5",
+    "augment.three_augment=true",
+    "augment.color_jitter=0.3",
+    "data.pipeline=fast",
+    "save.every_steps=2",
+]
 
 
 @pytest.mark.parametrize("defer", [False, True])

@@ -1,4 +1,6 @@
-"""What may happen to a run: signals, kills, a process that hangs, broken files, a number that is none, a second job."""
+"""What may happen to a run: signals, kills, a process that hangs, broken files, a number that is
+none, a second job.
+"""
 
 import math
 import os

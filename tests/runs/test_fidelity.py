@@ -1,6 +1,8 @@
-"""The DeiT-III recipes against the reference, value by value: what today's libraries would silently do otherwise.
+"""The DeiT-III recipes against the reference, value by value: what today's libraries would silently
+do otherwise.
 
-docs/fidelity.md is the table of these; the stream, mixing and transforms are in the tests of their modules.
+docs/fidelity.md is the table of these; the stream, mixing and transforms are in the tests of their
+modules.
 """
 
 import argparse
@@ -17,7 +19,9 @@ from tests.helpers.runs import losses, short, train
 
 
 def deit3_file(model: torch.nn.Module, path, **more) -> None:
-    """Weights as facebookresearch/deit publishes them: key "model", gamma_1 and gamma_2 for LayerScale."""
+    """Weights as facebookresearch/deit publishes them: key "model", gamma_1 and gamma_2 for
+    LayerScale.
+    """
     names = {"ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}
     state = {}
     for key, value in model.state_dict().items():
@@ -46,8 +50,15 @@ def test_a_deit3_file_and_a_timm_file_give_equal_logits(tmp_path, name):
 
 def test_drop_path_is_active_in_fine_tuning(tmp_path):
     """DeiT's first public fine-tuning ran in evaluation mode, without drop path."""
-    base = ["data.name=synthetic", "data.workers=0", "batch.size=4", "batch.lanes=2", "model.args.depth=1",
-            "schedule.update=step", "schedule.warmup_lr=1e-5"]  # fmt: skip
+    base = [
+        "data.name=synthetic",
+        "data.workers=0",
+        "batch.size=4",
+        "batch.lanes=2",
+        "model.args.depth=1",
+        "schedule.update=step",
+        "schedule.warmup_lr=1e-5",
+    ]
     values = [
         losses(
             train(

@@ -1,4 +1,6 @@
-"""Training in one process: log, evaluation, EMA, resume to the bit, and a stop when the loss is no number."""
+"""Training in one process: log, evaluation, EMA, resume to the bit, and a stop when the loss is no
+number.
+"""
 
 import json
 import math
@@ -71,7 +73,9 @@ def test_the_logged_loss_is_the_mean_since_the_line_before(tmp_path):
 
 
 def test_the_update_is_that_of_the_mean_over_lanes(tmp_path):
-    """One SGD step against the gradient written out: the mean of the lanes' losses, each with its own draws."""
+    """One SGD step against the gradient written out: the mean of the lanes' losses, each with its
+    own draws.
+    """
     plain = ("momentum=0", "lr=0.5", "weight_decay=0", "clip_grad=null")
     overrides = short(
         1, "optim.name=sgd", *(f"optim.{setting}" for setting in plain), "model.tract=null"
@@ -96,7 +100,9 @@ def test_the_update_is_that_of_the_mean_over_lanes(tmp_path):
 
 @pytest.mark.parametrize("gram", ["lane", "batch"])
 def test_the_batchs_gram_matrix_does_not_depend_on_lanes_and_a_lanes_does(tmp_path, gram):
-    """A batch in one lane and in 32, with nothing else that a lane draws: the first layer's weights afterwards."""
+    """A batch in one lane and in 32, with nothing else that a lane draws: the first layer's weights
+    afterwards.
+    """
     plain = (
         "mix.prob=0",
         "model.drop_path=0",
@@ -226,7 +232,7 @@ def test_nothing_is_read_from_the_device_between_log_points(tmp_path, monkeypatc
         )
 
     def count(steps: int) -> int:
-        """Transforms run in a worker here; on a CPU, TrAct looks at its input, and LAMB at norms."""
+        """Transforms run in a worker here; on a CPU TrAct looks at its input and LAMB at norms."""
         reads.clear()
         overrides = ("model.tract=null", "data.workers=1")
         train(tmp_path / str(steps), *short(steps, f"log.every_steps={steps}", *overrides))
@@ -317,7 +323,13 @@ def test_an_unreadable_photo_ends_the_run_with_its_path(tmp_path):
                 Image.fromarray(pixels).save(tmp_path / "data" / part / kind / f"{index}.png")
     bad = tmp_path / "data" / "train" / "b" / "3.png"
     bad.write_bytes(bad.read_bytes()[:40])
-    overrides = [*FOLDER, "schedule.steps=9", "schedule.warmup_steps=1", "data.classes=2", "batch.size=8",
-                 "augment.repeats=1"]  # fmt: skip
+    overrides = [
+        *FOLDER,
+        "schedule.steps=9",
+        "schedule.warmup_steps=1",
+        "data.classes=2",
+        "batch.size=8",
+        "augment.repeats=1",
+    ]
     with pytest.raises(UserError, match=r"train/b/3.png: cannot be read as an image"):
         train(tmp_path / "run", *overrides, recipe="folder_vit_ti", data_dir=str(tmp_path / "data"))

@@ -1,4 +1,6 @@
-"""The plan: its counts against known figures and real tensors, its checks against the run's own mistakes."""
+"""The plan: its counts against known figures and real tensors, its checks against the run's own
+mistakes.
+"""
 
 import pytest
 
@@ -30,12 +32,18 @@ def test_checkpoints_are_as_many_and_as_large_as_saved(tmp_path):
     [
         (["model.name=vit_tinny"], "model.name: timm has no model 'vit_tinny'; try "),
         (["model.args.nonsense=1"], "model.args: timm cannot build vit_tiny_patch16_224 ("),
-        (["batch.size=4096"], "batch.size: 1437 images give a lane 320 of the 1024 views of one step; use at"),
-        (["schedule.epochs=0.01", "schedule.warmup_epochs=0"], "schedule.epochs: 0.01 epochs of 20 steps are none"),
+        (
+            ["batch.size=4096"],
+            "batch.size: 1437 images give a lane 320 of the 1024 views of one step; use at",
+        ),
+        (
+            ["schedule.epochs=0.01", "schedule.warmup_epochs=0"],
+            "schedule.epochs: 0.01 epochs of 20 steps are none",
+        ),
         (["schedule.steps=50"], "schedule: warm-up of 100 steps in a run of 50; shorten it"),
         (["expect.published=nothing"], "expect.published: nothing is published under 'nothing'; "),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_the_runs_own(tmp_path, overrides, line):
     recipe = load_recipe("quickstart", overrides)
     assert [found.startswith(line) for found in mistakes(recipe, tmp_path)] == [True]
@@ -48,7 +56,10 @@ def test_the_folder_of_another_recipe_and_a_full_disk(tmp_path, monkeypatch):
     train(tmp_path / "run", *short(2))
     make_plan(load_recipe("quickstart", short(2)), tmp_path / "run")
     recipe = load_recipe("quickstart", short(2, "seed=1"))
-    line = "holds a run of another recipe (seed: 0 -> 1); choose another --output, or put the values back"
+    line = (
+        "holds a run of another recipe (seed: 0 -> 1); "
+        "choose another --output, or put the values back"
+    )
     assert mistakes(recipe, tmp_path / "run") == [f"{tmp_path}/run: {line}"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
     assert mistakes(recipe, tmp_path / "new")[0].startswith(

@@ -1,4 +1,6 @@
-"""Every shipped recipe: loads, says what it is, and runs two steps on synthetic data (one of a length will do)."""
+"""Every shipped recipe: loads, says what it is, and runs two steps on synthetic data (one of a
+length will do).
+"""
 
 import pytest
 

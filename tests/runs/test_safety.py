@@ -1,4 +1,6 @@
-"""What is loaded cannot run code: no plain pickles, no YAML tags, no evaluated text; a file that tries is refused."""
+"""What is loaded cannot run code: no plain pickles, no YAML tags, no evaluated text; a file that
+tries is refused.
+"""
 
 import hashlib
 import json

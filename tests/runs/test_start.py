@@ -67,8 +67,8 @@ def test_the_head_of_another_data_set_is_never_kept_without_a_word(digits, tmp_p
     other = ["data.name=synthetic"]  # ten classes too
     message = fails(digits, *other)
     assert (
-        "its classifier is for the 10 classes of digits, not the 10 of synthetic; set model.new_head=true"
-        in message
+        "its classifier is for the 10 classes of digits, not the 10 of synthetic; "
+        "set model.new_head=true" in message
     )
     assert "not the 12 of digits" in fails(digits, "data.classes=12")
     net, said = started(digits, *other, "model.new_head=true")
@@ -91,8 +91,16 @@ TRAINED = {
 @pytest.mark.parametrize("part", ["head", "attn"])
 @pytest.mark.parametrize("optimizer", ["lamb", "sgd"])
 def test_only_what_is_trained_moves(digits, tmp_path, part, optimizer):
-    settings = recipe(*short(3), *PRETRAINED, "model.tract=null", f"model.train={part}", f"optim.name={optimizer}",
-                      "ema.decay=0.9", "save.every_steps=2", "save.every_epochs=null")  # fmt: skip
+    settings = recipe(
+        *short(3),
+        *PRETRAINED,
+        "model.tract=null",
+        f"model.train={part}",
+        f"optim.name={optimizer}",
+        "ema.decay=0.9",
+        "save.every_steps=2",
+        "save.every_epochs=null",
+    )
     loop.train(settings, tmp_path, str(digits))
     before = load_file(checkpoint.newest(digits / "checkpoints") / "model.safetensors")
     after = load_file(checkpoint.newest(tmp_path / "checkpoints") / "model.safetensors")
@@ -115,5 +123,6 @@ def test_the_last_evaluation_is_the_result_and_the_best_is_called_so(tmp_path):
     summary["best"] = {**evaluation, "step": 0, "top1": 99.0}
     assert (
         cli._ending(summary, "top1")
-        == f"finished: top1 {evaluation['top1']:.2f} (best top1 99.00 at step 0) after 1 steps in 2 s"
+        == f"finished: top1 {evaluation['top1']:.2f} (best top1 99.00 at step 0) after 1 steps "
+        "in 2 s"
     )

@@ -1,4 +1,6 @@
-"""The step: several lanes in one forward, drop path on a subset, compilation, precision, pace and profile."""
+"""The step: several lanes in one forward, drop path on a subset, compilation, precision, pace and
+profile.
+"""
 
 import gzip
 import json
@@ -47,7 +49,7 @@ def test_a_runs_precision_stays_what_it_was(tmp_path):
         check_folder(tmp_path, load_recipe("quickstart", short(1, "precision.autocast=fp16")))
 
 
-# ---- pace and profile ------------------------------------------------------------------------------------------------
+# ---- pace and profile ----------------------------------------------------------------------------
 
 
 def test_mfu_follows_from_images_per_second_and_a_stated_peak(tmp_path, capsys):

@@ -10,7 +10,9 @@ SECONDS_PER_IMPORT = 0.02  # the first test to need a library may wait for it
 
 
 def processor_seconds() -> float:
-    """Of this process and of those that it started and waited for: a busy machine changes it little."""
+    """Of this process and of those that it started and waited for: a busy machine changes it
+    little.
+    """
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 

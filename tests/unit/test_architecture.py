@@ -1,4 +1,6 @@
-"""A room imports only rooms below it; few rooms know Torch's engines; no file imports itself round a circle."""
+"""A room imports only rooms below it; few rooms know Torch's engines; no file imports itself round
+a circle.
+"""
 
 import ast
 import graphlib
@@ -30,7 +32,8 @@ ROOMS = {
     "engine": "common recipe tract models optim",
     "train": "common recipe tract schedule data models optim tasks evaluators plan engine",
     "results": "common recipe schedule data models tasks evaluators train",
-    "cli": "common recipe tract schedule data models optim tasks evaluators plan engine train results",
+    "cli": "common recipe tract schedule data models optim tasks evaluators plan engine train"
+    " results",
 }
 # Who may import a library; all others may not, not even inside a function
 KNOWN_BY = {
@@ -81,7 +84,7 @@ def imports(module: str, inside_functions: bool = True) -> set[str]:
 
 
 def imported_with(module: str) -> set[str]:
-    """Every module that importing this one imports: packages above it and what all of them import."""
+    """Every module that importing this one imports, through packages and other files as well."""
     seen, todo = set(), [module]
     while todo:
         name = todo.pop()

@@ -1,6 +1,8 @@
-"""The DeiT-III recipes against the reference, value by value: what today's libraries would silently do otherwise.
+"""The DeiT-III recipes against the reference, value by value: what today's libraries would silently
+do otherwise.
 
-docs/fidelity.md is the table of these; the stream, mixing and transforms are in the tests of their modules.
+docs/fidelity.md is the table of these; the stream, mixing and transforms are in the tests of their
+modules.
 """
 
 import math
@@ -43,10 +45,15 @@ def test_parameters(name, parameters):
 
 @pytest.mark.parametrize(
     ("name", "lr", "decay", "drop_path", "epochs", "size"),
-    [("vit_s_800ep", 4e-3, 0.05, 0.05, 800, 224), ("vit_s_400ep", 4e-3, 0.03, 0.0, 400, 224),
-     ("vit_b_800ep", 3e-3, 0.05, 0.2, 800, 192), ("vit_b_400ep", 3e-3, 0.03, 0.1, 400, 192),
-     ("vit_s_400ep_hp800", 4e-3, 0.05, 0.05, 400, 224), ("vit_b_400ep_hp800", 3e-3, 0.05, 0.2, 400, 192)],
-)  # fmt: skip
+    [
+        ("vit_s_800ep", 4e-3, 0.05, 0.05, 800, 224),
+        ("vit_s_400ep", 4e-3, 0.03, 0.0, 400, 224),
+        ("vit_b_800ep", 3e-3, 0.05, 0.2, 800, 192),
+        ("vit_b_400ep", 3e-3, 0.03, 0.1, 400, 192),
+        ("vit_s_400ep_hp800", 4e-3, 0.05, 0.05, 400, 224),
+        ("vit_b_400ep_hp800", 3e-3, 0.05, 0.2, 400, 192),
+    ],
+)
 def test_pretraining_values(name, lr, decay, drop_path, epochs, size):
     recipe = load_recipe(name)
     assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.model.drop_path) == (
@@ -106,11 +113,30 @@ def test_drop_path_is_constant_in_depth(name, rate):
 
 
 TABLE = {
-    "vit_s_800ep": {0: 1e-6, 1: 1e-6, 2: 8.008e-4, 3: 1.6006e-3, 4: 2.4004e-3, 5: 3.2002e-3, 6: 3.9996e-3,
-                    100: 3.8511e-3, 400: 2.0128e-3, 600: 5.9987e-4, 799: 1.0062e-5},
-    "vit_b_400ep": {0: 1e-6, 1: 1e-6, 2: 6.008e-4, 6: 2.9988e-3, 200: 1.5167e-3, 300: 4.5621e-4, 399: 1.0184e-5},
+    "vit_s_800ep": {
+        0: 1e-6,
+        1: 1e-6,
+        2: 8.008e-4,
+        3: 1.6006e-3,
+        4: 2.4004e-3,
+        5: 3.2002e-3,
+        6: 3.9996e-3,
+        100: 3.8511e-3,
+        400: 2.0128e-3,
+        600: 5.9987e-4,
+        799: 1.0062e-5,
+    },
+    "vit_b_400ep": {
+        0: 1e-6,
+        1: 1e-6,
+        2: 6.008e-4,
+        6: 2.9988e-3,
+        200: 1.5167e-3,
+        300: 4.5621e-4,
+        399: 1.0184e-5,
+    },
     "vit_b_ft224_20ep": {0: 1e-6, 1: 1e-6, 2: 2.8e-6, 5: 8.2e-6, 6: 1e-5, 12: 1e-5, 19: 1e-5},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -184,8 +210,13 @@ def test_transforms_of_pretraining_fine_tuning_and_the_21k_style():
         ]
 
     assert names("vit_s_800ep") == [
-        "RandomResizedCrop", "RandomHorizontalFlip", "RandomChoice", "ColorJitter", "ToTensor", "Normalize",
-    ]  # fmt: skip
+        "RandomResizedCrop",
+        "RandomHorizontalFlip",
+        "RandomChoice",
+        "ColorJitter",
+        "ToTensor",
+        "Normalize",
+    ]
     assert names("vit_b_ft224") == [
         "RandomResizedCrop",
         "RandomHorizontalFlip",

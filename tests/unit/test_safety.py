@@ -1,4 +1,6 @@
-"""What is loaded cannot run code: no plain pickles, no YAML tags, no evaluated text; a file that tries is refused."""
+"""What is loaded cannot run code: no plain pickles, no YAML tags, no evaluated text; a file that
+tries is refused.
+"""
 
 import ast
 import pickle
@@ -60,7 +62,9 @@ DANGEROUS = {"shell": True, "trust_remote_code": True, "allow_pickle": True}
 
 
 def dotted(node: ast.expr, names: dict[str, str]) -> str:
-    """`torch.load` of a call's function, imports and their other names looked through; empty for anything else."""
+    """`torch.load` of a call's function, imports and their other names looked through; empty for
+    anything else.
+    """
     if isinstance(node, ast.Name):
         return names.get(node.id, node.id)
     if isinstance(node, ast.Attribute):
@@ -125,24 +129,38 @@ def test_no_file_runs_code_from_data(path):
 
 @pytest.mark.parametrize(
     "source",
-    ["eval('1')", "import os\nos.system('x')", "from os import system as s\ns('x')", "import pickle as p\np.load(f)",
-     "from pickle import loads\nloads(b)", "import torch\ntorch.load(f)", "import torch as t\nt.load(f, None)",
-     "from torch import load\nload(f, weights_only=flag)", "import torch\ntorch.load(f, weights_only=False)",
-     "import yaml\nyaml.load(f)", "import yaml\nyaml.unsafe_load(f)",
-     "import yaml\nyaml.load(f, Loader=yaml.FullLoader)", "import pickle\nclass U(pickle.Unpickler): pass",
-     "import pickle\npickle.Unpickler(f).load()", "import numpy as np\nnp.load(f, allow_pickle=True)",
-     "import subprocess\nsubprocess.run('x', shell=True)", "load_dataset('x', trust_remote_code=True)"],
-)  # fmt: skip
+    [
+        "eval('1')",
+        "import os\nos.system('x')",
+        "from os import system as s\ns('x')",
+        "import pickle as p\np.load(f)",
+        "from pickle import loads\nloads(b)",
+        "import torch\ntorch.load(f)",
+        "import torch as t\nt.load(f, None)",
+        "from torch import load\nload(f, weights_only=flag)",
+        "import torch\ntorch.load(f, weights_only=False)",
+        "import yaml\nyaml.load(f)",
+        "import yaml\nyaml.unsafe_load(f)",
+        "import yaml\nyaml.load(f, Loader=yaml.FullLoader)",
+        "import pickle\nclass U(pickle.Unpickler): pass",
+        "import pickle\npickle.Unpickler(f).load()",
+        "import numpy as np\nnp.load(f, allow_pickle=True)",
+        "import subprocess\nsubprocess.run('x', shell=True)",
+        "load_dataset('x', trust_remote_code=True)",
+    ],
+)
 def test_the_check_sees_what_it_should(source):
     assert unsafe(source)
 
 
 def test_the_check_lets_safe_code_pass():
     assert not unsafe(
-        "import torch, yaml\ntorch.load(f, weights_only=True)\nyaml.safe_load(f)\nnet.eval()\nre.compile(p)"
+        "import torch, yaml\ntorch.load(f, weights_only=True)\nyaml.safe_load(f)\nnet.eval()\n"
+        "re.compile(p)"
     )
     assert not unsafe(
-        "import pickle\nclass U(pickle.Unpickler):\n    def find_class(self, m, n): raise ValueError\nU(f).load()"
+        "import pickle\nclass U(pickle.Unpickler):\n"
+        "    def find_class(self, m, n): raise ValueError\nU(f).load()"
     )
 
 

@@ -1,8 +1,10 @@
-"""Stands for `accelerate launch` and one worker, in milliseconds: who is told what, and how a run ends.
+"""Stands for `accelerate launch` and one worker, in milliseconds: who is told what, and how a run
+ends.
 
-As torchrun does: the worker has a session of its own, every bad end is code 1, and TERM ends the worker with it.
-FAKE_RUN says what the worker does: "train" until a signal, then save; "deaf" likewise, but listens a second later;
-"fail" at once; "finish" at once; "args" writes its arguments to the output folder.
+As torchrun does: the worker has a session of its own, every bad end is code 1, and TERM ends the
+worker with it. FAKE_RUN says what the worker does: "train" until a signal, then save; "deaf"
+likewise, but listens a second later; "fail" at once; "finish" at once; "args" writes its arguments
+to the output folder.
 """
 
 import json

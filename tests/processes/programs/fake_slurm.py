@@ -1,7 +1,9 @@
-"""What SLURM's commands do that a batch script sees, with every node on this machine: srun, scontrol, sbatch.
+"""What SLURM's commands do that a batch script sees, with every node on this machine: srun,
+scontrol, sbatch.
 
-`install(folder)` puts them into a folder for PATH; what sbatch and `scontrol requeue` are told is kept beside it.
-Seen of the real ones (22.05): srun passes USR1 and TERM on to its tasks, and returns the highest of their codes.
+`install(folder)` puts them into a folder for PATH; what sbatch and `scontrol requeue` are told is
+kept beside it. Seen of the real ones (22.05): srun passes USR1 and TERM on to its tasks, and
+returns the highest of their codes.
 """
 
 import json

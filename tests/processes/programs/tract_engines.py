@@ -1,6 +1,8 @@
-"""TrAct under DeepSpeed stages 0-3 and FSDP2 on two CPU processes, without transformers: `tract_engines.py OUT.json`.
+"""TrAct under DeepSpeed stages 0-3 and FSDP2 on two CPU processes, without transformers:
+`tract_engines.py OUT.json`.
 
-Every figure is the relative distance of the first layer's update to that of one process without any engine.
+Every figure is the relative distance of the first layer's update to that of one process without any
+engine.
 """
 
 import importlib.abc
@@ -62,10 +64,14 @@ def with_deepspeed(gram: str, stage: int, rank: int, bf16: bool = False) -> floa
     net = build(gram)
     before = net[0].weight.detach().clone()
     config = {
-        "train_micro_batch_size_per_gpu": BATCH // LANES, "gradient_accumulation_steps": LANES // WORLD,
-        "gradient_clipping": 0.0, "zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": bf16}, "steps_per_print": 10**9,
-    }  # fmt: skip
+        "train_micro_batch_size_per_gpu": BATCH // LANES,
+        "gradient_accumulation_steps": LANES // WORLD,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+        "steps_per_print": 10**9,
+    }
     optimizer = torch.optim.SGD(net.parameters(), 1.0)
     engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=config)
     for x, y in lanes(LANES, rank, WORLD):
@@ -105,9 +111,13 @@ def worker(rank: int, port: int, out: str) -> None:
     torch.set_num_threads(1)
     sys.meta_path.insert(0, WithoutTransformers())
     os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(WORLD),
         DS_ACCELERATOR="cpu",
-    )  # fmt: skip
+    )
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a compiler runs first
@@ -131,7 +141,7 @@ def worker(rank: int, port: int, out: str) -> None:
     dist.destroy_process_group()
     os._exit(
         0
-    )  # ten engines' threads are not joined one by one: the interpreter's own way out sometimes aborts in them
+    )  # ten engines' threads are not joined: the interpreter's own way out may abort in them
 
 
 if __name__ == "__main__":

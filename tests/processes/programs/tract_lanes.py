@@ -1,6 +1,8 @@
-"""gram="batch" and gram="lane" under DDP, for several numbers of processes: `tract_lanes.py OUT.json`.
+"""gram="batch" and gram="lane" under DDP, for several numbers of processes: `tract_lanes.py
+OUT.json`.
 
-The batch is cut into 4 lanes dealt to 1, 2, 3 (2+1+1) and 4 processes; a lane's loss is weighted by 1 / lanes.
+The batch is cut into 4 lanes dealt to 1, 2, 3 (2+1+1) and 4 processes; a lane's loss is weighted by
+1 / lanes.
 """
 
 import json
@@ -38,7 +40,9 @@ def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 def train(
     gram: str, lanes: int, rank: int = 0, world: int = 1, give_up: bool = True
 ) -> list[torch.Tensor]:
-    """The first layer's update of every step. Clipped SGD; step 1 is given up once, on other images, then done."""
+    """The first layer's update of every step. Clipped SGD; step 1 is given up once, on other
+    images, then done.
+    """
     net = build(gram)
     model = DistributedDataParallel(net) if world > 1 else net
     optimizer, updates = torch.optim.SGD(net.parameters(), 0.5), []

@@ -1,5 +1,6 @@
-"""Runs on different numbers of processes, one after another: `worlds.py JOBS.json`, a list of [folder, processes, recipe,
-overrides]. What they import is imported once; each run's processes are forked and find each other over gloo.
+"""Runs on different numbers of processes, one after another: `worlds.py JOBS.json`, a list of
+[folder, processes, recipe, overrides]. What they import is imported once; each run's processes are
+forked and find each other over gloo.
 """
 
 import json
@@ -22,9 +23,13 @@ def process(
     try:
         if processes > 1:
             os.environ.update(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-            )  # fmt: skip
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(processes),
+                LOCAL_WORLD_SIZE=str(processes),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
         loop.train(load_recipe(name, overrides), Path(folder))
         code = 0
     finally:

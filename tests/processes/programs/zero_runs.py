@@ -1,6 +1,8 @@
-"""Runs of the quickstart under DeepSpeed in one launch, without transformers: `torchrun ... zero_runs.py FOLDER`.
+"""Runs of the quickstart under DeepSpeed in one launch, without transformers: `torchrun ...
+zero_runs.py FOLDER`.
 
-Each is a run folder FOLDER/NAME; a second train() of the same name goes on at another ZeRO stage or without DeepSpeed.
+Each is a run folder FOLDER/NAME; a second train() of the same name goes on at another ZeRO stage or
+without DeepSpeed.
 """
 
 import importlib.abc

@@ -14,24 +14,42 @@ from tests.helpers.cli import call
     [
         ([], "command line: --recipe is missing; give --recipe NAME; --list shows them"),
         (["--recipe"], "command line: argument --recipe: expected one argument; see --help"),
-        (["--recip", "x", "--nonsense"], "command line: unrecognized arguments: --recip x --nonsense; see --help"),
+        (
+            ["--recip", "x", "--nonsense"],
+            "command line: unrecognized arguments: --recip x --nonsense; see --help",
+        ),
         (["--recipe", "quickstrt"], "recipe: no recipe 'quickstrt'; did you mean 'quickstart'?"),
-        (["--recipe", "quickstart", "--set", "optim.lr=fast"],
-         "--set optim.lr=fast: 'optim.lr' must be a valid number, not \"fast\""),
-        (["--recipe", "quickstart", "--set", "batch.lanes=5"],
-         "recipes/quickstart.yaml:21: 64 images do not divide into 5 lanes; try 60 or 65"),
-        (["--recipe", "folder_vit_ti", "--output", "OUT"],
-         "data.dir: data set 'folder' lies on disk; give --data-dir DIR"),
-        (["--recipe", "folder_vit_ti", "--output", "OUT", "--data-dir", "/nowhere"],
-         "/nowhere: no such folder; give --data-dir DIR with train/ and val/ inside"),
-        (["--recipe", "quickstart", "--output", "OUT", "--set", "data.classes=7"],
-         "data.classes: 7, but the data has 10; set data.classes=10"),
-        (["--recipe", "quickstart", "--output", "OUT", "--set", "batch.size=4096"],
-         "batch.size: 1437 images give a lane 320 of the 1024 views of one step; use at most 1280"),
-        (["--recipe", "quickstart", "--output", "OUT", "--set", "precision.autocast=fp16"],
-         "precision.autocast: fp16 needs a CUDA GPU; use bf16, or null for float32"),
+        (
+            ["--recipe", "quickstart", "--set", "optim.lr=fast"],
+            "--set optim.lr=fast: 'optim.lr' must be a valid number, not \"fast\"",
+        ),
+        (
+            ["--recipe", "quickstart", "--set", "batch.lanes=5"],
+            "recipes/quickstart.yaml:21: 64 images do not divide into 5 lanes; try 60 or 65",
+        ),
+        (
+            ["--recipe", "folder_vit_ti", "--output", "OUT"],
+            "data.dir: data set 'folder' lies on disk; give --data-dir DIR",
+        ),
+        (
+            ["--recipe", "folder_vit_ti", "--output", "OUT", "--data-dir", "/nowhere"],
+            "/nowhere: no such folder; give --data-dir DIR with train/ and val/ inside",
+        ),
+        (
+            ["--recipe", "quickstart", "--output", "OUT", "--set", "data.classes=7"],
+            "data.classes: 7, but the data has 10; set data.classes=10",
+        ),
+        (
+            ["--recipe", "quickstart", "--output", "OUT", "--set", "batch.size=4096"],
+            "batch.size: 1437 images give a lane 320 of the 1024 views of one step; "
+            "use at most 1280",
+        ),
+        (
+            ["--recipe", "quickstart", "--output", "OUT", "--set", "precision.autocast=fp16"],
+            "precision.autocast: fp16 needs a CUDA GPU; use bf16, or null for float32",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, error):
     arguments = [str(tmp_path / "run") if word == "OUT" else word for word in arguments]
     code, _, lines = call(capsys, monkeypatch, *arguments)
@@ -67,7 +85,8 @@ def test_a_fine_tuning_recipe_is_not_for_train_py(capsys, monkeypatch, tmp_path)
 def test_fine_tuning_needs_weights(capsys, monkeypatch, tmp_path):
     base = ["--recipe", "quickstart", "--output", str(tmp_path / "run")]
     assert call(capsys, monkeypatch, *base, finetune=True)[2][-1] == (
-        "error: command line: --checkpoint is missing; give the weights to fine-tune; else use train.py"
+        "error: command line: --checkpoint is missing; give the weights to fine-tune; "
+        "else use train.py"
     )
     code, _, lines = call(
         capsys, monkeypatch, *base, "--checkpoint", str(tmp_path / "no.pth"), finetune=True

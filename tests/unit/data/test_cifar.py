@@ -1,4 +1,6 @@
-"""CIFAR's pickles: official rows and order, text and bytes keys, nothing run from a file, mistakes named."""
+"""CIFAR's pickles: official rows and order, text and bytes keys, nothing run from a file, mistakes
+named.
+"""
 
 import pickle
 import shutil
@@ -36,7 +38,8 @@ def test_verify_wants_the_official_counts(real_images):
         and "data_batch_1 to data_batch_5: 5,085 training images, CIFAR-10 has 50,000" in lines[0]
     )
     assert lines[1].endswith(
-        "1,017 validation images, CIFAR-10 has 10,000; complete it, or set data.verify=false for a part"
+        "1,017 validation images, CIFAR-10 has 10,000; "
+        "complete it, or set data.verify=false for a part"
     )
     assert "data.classes: 7, but the data has 10" in fails(
         data("cifar10", root, verify=False, classes=7)

@@ -28,7 +28,7 @@ def photos(real_images) -> Folders:
     return Folders(real_images("imagenet_samples_256.tar") / "train", "RGB")
 
 
-# ---- resizing --------------------------------------------------------------------------------------------------------
+# ---- resizing ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_resize_of_the_shorter_side_has_torchvisions_size():
         assert (found.int() - expected.int()).abs().max() <= 2
 
 
-# ---- the transform ---------------------------------------------------------------------------------------------------
+# ---- the transform -------------------------------------------------------------------------------
 
 SAME_SIZE = ["data.image_size=48", "augment.crop_scale=null", "augment.flip=0.5"]
 RECIPES = {  # without a resize everything must be equal
@@ -93,8 +93,11 @@ def test_all_but_resizes_is_equal_for_equal_seeds(case):
     for seed, image in enumerate(images):
         array = np.array(image)
         for results, transform, source in (
-            (expected, exact, image), (found, whole, array), (left, deferred, array), (first, halves, image)
-        ):  # fmt: skip
+            (expected, exact, image),
+            (found, whole, array),
+            (left, deferred, array),
+            (first, halves, image),
+        ):
             seed_generators(seed)
             results.append(transform(source))
     assert torch.equal(whole.finish(torch.stack(found)), torch.stack(expected))

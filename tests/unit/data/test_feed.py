@@ -1,4 +1,6 @@
-"""From workers to lanes: the views that each lane would have alone, an image read once where lanes share it."""
+"""From workers to lanes: the views that each lane would have alone, an image read once where lanes
+share it.
+"""
 
 import random
 
@@ -95,7 +97,9 @@ def units(stream: Stream, step: int, lanes: range, workers: int) -> list:
 
 @pytest.mark.parametrize(("processes", "share"), [(1, 1 / 3), (2, 2 / 3), (4, 1), (8, 1)])
 def test_reads_per_view_of_the_published_runs(processes, share):
-    """8 lanes of 256, dealt as the reference deals GPUs: on one process a third of the views needs a read."""
+    """8 lanes of 256, dealt as the reference deals GPUs: on one process a third of the views needs
+    a read.
+    """
     stream, lanes = Stream(20_000, 8, 256, 3), range(0, 8, processes)
     reads = views = 0
     for step in range(4):

@@ -1,6 +1,8 @@
-"""ImageNet: every form on disk gives the order and labels of torchvision's ImageFolder, and what is missing is said.
+"""ImageNet: every form on disk gives the order and labels of torchvision's ImageFolder, and what is
+missing is said.
 
-The photos are real, one a class; whole ImageNet is not at hand, so its counts are tested on lists of labels alone.
+The photos are real, one a class; whole ImageNet is not at hand, so its counts are tested on lists
+of labels alone.
 """
 
 import importlib.util
@@ -58,7 +60,9 @@ def copy(old: Path, new: Path) -> None:
 
 @pytest.fixture(scope="module")
 def photos(real_images, tmp_path_factory):
-    """Class folders of the 1,000 photos, some under several numbers whose order as text is not that as numbers."""
+    """Class folders of the 1,000 photos, some under several numbers whose order as text is not that
+    as numbers.
+    """
     source, root = (
         real_images("imagenet_samples_256.tar") / "train",
         tmp_path_factory.mktemp("photos"),
@@ -107,7 +111,9 @@ def tar_of_tars(photos: Path, root: Path) -> None:
 
 
 def rows(folder: Path, hub: bool):
-    """A Hugging Face data set of class folders; `hub`: with English class names, as ILSVRC/imagenet-1k has them."""
+    """A Hugging Face data set of class folders; `hub`: with English class names, as
+    ILSVRC/imagenet-1k has them.
+    """
     hf = pytest.importorskip("datasets")
     paths, suffix = shuffled(folder), (lambda path: f"_{path.parent.name}" if hub else "")
     images = [{"bytes": p.read_bytes(), "path": f"{p.stem}{suffix(p)}{p.suffix}"} for p in paths]
@@ -180,7 +186,9 @@ def test_every_form_reaches_workers_after_it_was_read_here(form):
 
 
 def test_greyscale_photos_come_as_three_equal_channels(photos, tmp_path):
-    """25 photos of the sample are grey; they are stored here as ImageNet has its greyscale ones, with one channel."""
+    """25 photos of the sample are grey; they are stored here as ImageNet has its greyscale ones,
+    with one channel.
+    """
     val, grey = load_splits(data(photos)).val, {}
     for index in range(len(val)):
         pixels = np.asarray(val[index][0])
@@ -355,8 +363,8 @@ def test_flat_validation_says_how_to_sort_it(tiny):
         (tiny / "val" / name).rmdir()
     message = fails(data(tiny, classes=2))
     assert (
-        f"{tiny}/val: holds 6 images, but no class folders; sort each image into the folder of its syn"
-        in message
+        f"{tiny}/val: holds 6 images, but no class folders; "
+        "sort each image into the folder of its syn" in message
     )
     assert message.endswith("python tools/prepare.py imagenet DIR --fix-val LABELS")
     as_tar(tiny / "val")

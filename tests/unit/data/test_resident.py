@@ -1,4 +1,6 @@
-"""Images held on the device: the pixels of the ordinary path to the bit, whatever decodes and draws them."""
+"""Images held on the device: the pixels of the ordinary path to the bit, whatever decodes and draws
+them.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""The stream: the reference's order, and nothing but functions of (seed, epoch, step, lane, position)."""
+"""The stream: the reference's order, and nothing but functions of (seed, epoch, step, lane,
+position).
+"""
 
 import random
 
@@ -48,7 +50,9 @@ def test_small_sets_are_dealt_as_the_reference_deals_them(samples, lanes, repeat
 @pytest.mark.parametrize("samples", [40, 255])
 @pytest.mark.parametrize("lanes", [1, 3, 8])
 def test_fewer_images_than_the_references_multiple_are_all_dealt(samples, lanes):
-    """The reference would deal none; an epoch is as many views as there are images, each repeated in a row."""
+    """The reference would deal none; an epoch is as many views as there are images, each repeated
+    in a row.
+    """
     stream = Stream(samples, lanes, 4, repeats=3)
     assert stream.steps_per_epoch == -(-samples // lanes) // 4
     dealt = [indices(stream, 0, lane) for lane in range(lanes)]

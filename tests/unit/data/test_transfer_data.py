@@ -1,4 +1,5 @@
-"""Flowers-102 and Stanford Cars in their official layouts, and tools/prepare.py on the transfer sets.
+"""Flowers-102 and Stanford Cars in their official layouts, and tools/prepare.py on the transfer
+sets.
 
 Flowers' lists are the authors'; its photos are made here, at the paths that the lists name.
 """
@@ -64,7 +65,9 @@ def cars(real_images):
 
 
 def write_cars(root: Path, train: int = 196, test: int = 196) -> Path:
-    """Stanford Cars with made photos, so many in each part, in the authors' layout with the test labels in devkit."""
+    """Stanford Cars with made photos, so many in each part, in the authors' layout with the test
+    labels in devkit.
+    """
     folder = root / "stanford_cars"
     (folder / "devkit").mkdir(parents=True)
     names = np.array([f"Car {n}" for n in range(196)], object)

@@ -1,4 +1,6 @@
-"""Photos with boxes in VOC's layout: boxes, flags and flips, and what is said of a set that is not as it must be."""
+"""Photos with boxes in VOC's layout: boxes, flags and flips, and what is said of a set that is not
+as it must be.
+"""
 
 import hashlib
 import random

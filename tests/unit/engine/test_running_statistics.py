@@ -1,4 +1,6 @@
-"""Batch normalisation under lanes: one GPU's statistics with one lane, the mean over lanes whatever the processes."""
+"""Batch normalisation under lanes: one GPU's statistics with one lane, the mean over lanes whatever
+the processes.
+"""
 
 import torch
 from torch import nn

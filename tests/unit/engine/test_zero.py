@@ -1,4 +1,6 @@
-"""DeepSpeed's ZeRO stages against the same run without DeepSpeed, in two real processes, without transformers."""
+"""DeepSpeed's ZeRO stages against the same run without DeepSpeed, in two real processes, without
+transformers.
+"""
 
 import pytest
 
@@ -12,7 +14,8 @@ from deit_tract.recipe.resolve import load_recipe
     [
         (
             (),
-            "LAMB's trust ratio needs whole tensors, which ZeRO stage 2 cuts up; use --zero_stage 0",
+            "LAMB's trust ratio needs whole tensors, which ZeRO stage 2 cuts up; "
+            "use --zero_stage 0",
         ),
         (
             ("optim.name=adamw", "model.tract_gram=batch"),

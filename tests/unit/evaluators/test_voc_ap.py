@@ -23,9 +23,11 @@ def detections(*rows) -> average_precision.Detections:
     """(image, box, label, score) each."""
     images, boxes, labels, scores = zip(*rows, strict=True) if rows else ((), (), (), ())
     return average_precision.Detections(
-        np.array(images, np.int64), np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64),
+        np.array(images, np.int64),
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.array(labels, np.int64),
         np.array(scores, np.float64),
-    )  # fmt: skip
+    )
 
 
 def box(number: int) -> list[int]:
@@ -33,7 +35,9 @@ def box(number: int) -> list[int]:
 
 
 def one_class(difficult: list[bool], found: list[int | None]) -> average_precision.ClassPrecision:
-    """Objects beside each other on one image; what each detection hits, best score first, None for nothing."""
+    """Objects beside each other on one image; what each detection hits, best score first, None for
+    nothing.
+    """
     truth = objects(*((box(number), 1, hard) for number, hard in enumerate(difficult)))
     rows = [
         (0, FAR if hit is None else box(hit), 1, 1 - 0.01 * rank) for rank, hit in enumerate(found)
@@ -91,7 +95,9 @@ def test_the_right_box_on_the_wrong_image_or_of_the_wrong_class():
 
 
 def test_a_detection_takes_the_object_it_overlaps_most_even_if_that_is_taken():
-    """COCO's rule would give the second detection the other object, which it overlaps by more than half too."""
+    """COCO's rule would give the second detection the other object, which it overlaps by more than
+    half too.
+    """
     truth = [objects(([0, 0, 10, 10], 1, False), ([0, 0, 10, 12], 1, False))]
     found = detections((0, [0, 0, 10, 10], 1, 0.9), (0, [0, 0, 10, 10.4], 1, 0.8))
     assert average_precision.average_precision(found, truth, 1)[0].ap07 == pytest.approx(6 / 11)
@@ -106,7 +112,9 @@ def test_no_limit_of_detections():
 def second(
     found: average_precision.Detections, truth: list[Objects], label: int, plus: int
 ) -> tuple[float, float]:
-    """Written from the development kit's text alone: inclusive boxes, one detection after the other."""
+    """Written from the development kit's text alone: inclusive boxes, one detection after the
+    other.
+    """
     ranked = sorted(
         (k for k in range(len(found.scores)) if found.labels[k] == label),
         key=lambda k: -found.scores[k],
@@ -154,7 +162,9 @@ def second(
 
 
 def random_set(draws) -> tuple[average_precision.Detections, list[Objects]]:
-    """Up to 8 images with up to 6 objects of 3 classes, a fifth difficult, detections near them and elsewhere."""
+    """Up to 8 images with up to 6 objects of 3 classes, a fifth difficult, detections near them and
+    elsewhere.
+    """
     truth, rows = [], []
     for image in range(draws.integers(1, 9)):
         kept = []

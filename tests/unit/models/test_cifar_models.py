@@ -54,7 +54,7 @@ def test_tract_stands_on_the_first_layer_and_the_weights_keep_their_names(recipe
     assert torch.equal(ours.eval()(images), plain.eval()(images))
 
 
-# ---- the convolutional networks --------------------------------------------------------------------------------------
+# ---- the convolutional networks ------------------------------------------------------------------
 
 
 def sizes(net: nn.Module, *layers: str) -> list[tuple]:
@@ -98,11 +98,13 @@ def test_the_cnn_has_the_described_stages():
     assert [len(net.get_submodule(stage)) for stage in net.stages] == [1, 1, 1]
 
 
-# ---- the vision transformer ------------------------------------------------------------------------------------------
+# ---- the vision transformer ----------------------------------------------------------------------
 
 
 def vit_cifar_written_out(weights: dict, images: torch.Tensor) -> torch.Tensor:
-    """ViT-CIFAR's forward as its source states it: 8 x 8 words of 48 numbers (row, column, channel), 12 heads."""
+    """ViT-CIFAR's forward as its source states it: 8 x 8 words of 48 numbers (row, column,
+    channel), 12 heads.
+    """
     batch = len(images)
     words = images.reshape(batch, 3, 8, 4, 8, 4).permute(0, 2, 4, 3, 5, 1).reshape(batch, 64, 48)
     embed = weights["patch_embed.proj.weight"].permute(0, 2, 3, 1).reshape(384, 48)
@@ -130,9 +132,15 @@ def test_the_vit_is_vit_cifar():
     with torch.no_grad():
         torch.testing.assert_close(net(images), vit_cifar_written_out(net.state_dict(), images))
         usual = timm.create_model(
-            "vit_small_patch16_224", img_size=32, patch_size=4, depth=7, num_heads=12, mlp_ratio=1, num_classes=10,
+            "vit_small_patch16_224",
+            img_size=32,
+            patch_size=4,
+            depth=7,
+            num_heads=12,
+            mlp_ratio=1,
+            num_classes=10,
             norm_layer=nn.LayerNorm,
-        )  # fmt: skip
+        )
         usual.load_state_dict(net.state_dict())  # the same weights, another function
         assert (usual.double().eval()(images) - net(images)).abs().max() > 0.01
 

@@ -1,4 +1,6 @@
-"""The detector: the full VGG-16 in numbers, own parts against their rules, the rest against torchvision."""
+"""The detector: the full VGG-16 in numbers, own parts against their rules, the rest against
+torchvision.
+"""
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ def trainable(net: nn.Module) -> int:
     return sum(value.numel() for value in net.parameters() if value.requires_grad)
 
 
-# ---- the full model --------------------------------------------------------------------------------------------------
+# ---- the full model ------------------------------------------------------------------------------
 
 
 def test_parameters_keys_and_groups_of_both_arms_and_the_frozen_one():
@@ -121,25 +123,46 @@ def test_the_rate_falls_after_ten_of_fourteen_epochs():
     )
 
 
-# ---- beside torchvision ----------------------------------------------------------------------------------------------
+# ---- beside torchvision --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tract", ["null", "0.1"])
 def test_with_torchvisions_choices_it_is_torchvisions_faster_rcnn(tract):
-    """The same weights and draws: losses and detections to the bit, so all else is what the switches change."""
-    choices = ("anchor_offset=0", "border_anchors=true", "roi_beta=0.1111111111111111", "roi_op=align", "nms=0.5",
-               "anchor_ratios=[1]", "rpn_min_size=0.001", "score=0.03", "max_detections=100")  # fmt: skip
+    """The same weights and draws: losses and detections to the bit, so all else is what the
+    switches change.
+    """
+    choices = (
+        "anchor_offset=0",
+        "border_anchors=true",
+        "roi_beta=0.1111111111111111",
+        "roi_op=align",
+        "nms=0.5",
+        "anchor_ratios=[1]",
+        "rpn_min_size=0.001",
+        "score=0.03",
+        "max_detections=100",
+    )
     ours = narrow(f"model.tract={tract}", *(f"detect.{choice}" for choice in choices))
     backbone = nn.Sequential(*narrow().backbone)
     backbone.out_channels = 64
     theirs = FasterRCNN(
-        backbone, None, 128, 200,
+        backbone,
+        None,
+        128,
+        200,
         rpn_anchor_generator=AnchorGenerator(((16, 32, 64),), ((1.0,),)),
-        box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2), box_head=type(ours.roi_heads.box_head)(64 * 49, 32).eval(),
-        rpn_pre_nms_top_n_train=12000, rpn_post_nms_top_n_train=2000, rpn_pre_nms_top_n_test=6000,
-        rpn_post_nms_top_n_test=300, box_batch_size_per_image=128, box_nms_thresh=0.5, box_score_thresh=0.03,
-        box_predictor=type(ours.roi_heads.box_predictor)(32, 21), size_divisible=1,
-    )  # fmt: skip
+        box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2),
+        box_head=type(ours.roi_heads.box_head)(64 * 49, 32).eval(),
+        rpn_pre_nms_top_n_train=12000,
+        rpn_post_nms_top_n_train=2000,
+        rpn_pre_nms_top_n_test=6000,
+        rpn_post_nms_top_n_test=300,
+        box_batch_size_per_image=128,
+        box_nms_thresh=0.5,
+        box_score_thresh=0.03,
+        box_predictor=type(ours.roi_heads.box_predictor)(32, 21),
+        size_divisible=1,
+    )
     nn.init.normal_(ours.roi_heads.box_predictor.bbox_pred.weight, std=0.05)
     nn.init.normal_(ours.roi_heads.box_predictor.cls_score.weight, std=0.3)
     theirs.load_state_dict(ours.state_dict())
@@ -164,7 +187,7 @@ def test_with_torchvisions_choices_it_is_torchvisions_faster_rcnn(tract):
     )
 
 
-# ---- own parts -------------------------------------------------------------------------------------------------------
+# ---- own parts -----------------------------------------------------------------------------------
 
 
 def assign(boxes, size=(128, 160), **settings):
@@ -271,11 +294,13 @@ def test_under_autocast_boxes_stay_in_float32():
     assert net.backbone[0].weight.grad.isfinite().all()
 
 
-# ---- TrAct -----------------------------------------------------------------------------------------------------------
+# ---- TrAct ---------------------------------------------------------------------------------------
 
 
 def test_tract_changes_the_first_weights_gradient_alone():
-    """Against equation 12 with its matrices written out, on one photo; bias and all other gradients stay."""
+    """Against equation 12 with its matrices written out, on one photo; bias and all other gradients
+    stay.
+    """
     image, lam = torch.rand(3, 128, 150), 0.1
     target = {"boxes": torch.tensor([[10.0, 10, 60, 70]]), "labels": torch.tensor([1])}
     grads = {}
@@ -299,7 +324,8 @@ def test_tract_changes_the_first_weights_gradient_alone():
 def test_tract_on_a_frozen_layer_is_refused_in_one_line():
     with pytest.raises(UserErrors) as error:
         load("model.tract=0.1", name="voc2007_frcnn_vgg16_frozen")
-    line = "--set model.tract=0.1: backbone.0 is frozen by model.unfreeze_from 4: TrAct would change nothing; "
+    line = "--set model.tract=0.1: backbone.0 is frozen by model.unfreeze_from 4: "
+    line += "TrAct would change nothing; "
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
 
 

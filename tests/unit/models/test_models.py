@@ -1,4 +1,4 @@
-"""Models: TrAct on the first layer alone, drop path from handed-in draws, weights loaded strictly."""
+"""Models: TrAct on the first layer only, drop path from given draws, weights loaded strictly."""
 
 import pytest
 import torch
@@ -88,9 +88,13 @@ def test_drop_path_is_refused_where_there_is_none():
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("model.name=vit_tinyy", "timm has no model 'vit_tinyy'"), ("model.args.dept=3", "timm cannot build"),
-     ("model.args.num_heads=5", "timm cannot build"), ("model.args.patch_size=3", "")],
-)  # fmt: skip
+    [
+        ("model.name=vit_tinyy", "timm has no model 'vit_tinyy'"),
+        ("model.args.dept=3", "timm cannot build"),
+        ("model.args.num_heads=5", "timm cannot build"),
+        ("model.args.patch_size=3", ""),
+    ],
+)
 def test_what_timm_cannot_build_is_one_line(override, message):
     if not message:
         assert build(override).patch_embed.proj.kernel_size == (3, 3)

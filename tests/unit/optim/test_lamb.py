@@ -43,7 +43,9 @@ def groups(vit: torch.nn.Module) -> list[dict]:
 
 
 def give_gradients(vit: torch.nn.Module, step: int, scale: float) -> None:
-    """The same ones for the same step; none for one parameter, zeros for another, another layout for a third."""
+    """The same ones for the same step; none for one parameter, zeros for another, another layout
+    for a third.
+    """
     generator = torch.Generator().manual_seed(step)
     for name, p in vit.named_parameters():
         p.grad = (torch.randn(p.shape, generator=generator) * scale).to(p.dtype)
@@ -101,8 +103,11 @@ def test_twenty_steps_are_the_float64_statement(way, clip):
     shapes, decay = [(6, 5), (5,), (3, 4, 2, 2), (1,)], [0.05, 0.0, 0.1, 0.0]
     params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     start = [p.detach().clone() for p in params]
-    optimizer = Lamb([{"params": [p], "weight_decay": d} for p, d in zip(params, decay, strict=True)],
-                     lr=0.01, max_grad_norm=clip)  # fmt: skip
+    optimizer = Lamb(
+        [{"params": [p], "weight_decay": d} for p, d in zip(params, decay, strict=True)],
+        lr=0.01,
+        max_grad_norm=clip,
+    )
     grads_per_step = [[torch.randn_like(p) for p in params] for _ in range(20)]
     for grads in grads_per_step:
         for p, g in zip(params, grads, strict=True):
@@ -170,7 +175,9 @@ def test_on_a_cpu_decayed_tensors_go_one_by_one(way):
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)
 def test_on_a_gpu_no_step_waits_and_operations_do_not_grow_with_the_number_of_tensors(way):
-    """On tensors that pose as a GPU's, which a machine without one can have, and which cannot be read."""
+    """On tensors that pose as a GPU's, which a machine without one can have, and which cannot be
+    read.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     counts = []

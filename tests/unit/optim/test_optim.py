@@ -1,4 +1,6 @@
-"""Optimizers: decay groups on the bare model, LAMB against float64, the learning rate at chosen steps."""
+"""Optimizers: decay groups on the bare model, LAMB against float64, the learning rate at chosen
+steps.
+"""
 
 import copy
 import math
@@ -93,8 +95,15 @@ def test_optimizers_get_the_recipes_values():
 
 def test_cosine_spans_the_run_and_warm_up_is_cut_out_of_it():
     lr = learning_rate(
-        recipe("optim.lr=1", "schedule.steps=100", "schedule.warmup_steps=10", "schedule.warmup_lr=0.5",
-               "schedule.min_lr=0.1"), 20)  # fmt: skip
+        recipe(
+            "optim.lr=1",
+            "schedule.steps=100",
+            "schedule.warmup_steps=10",
+            "schedule.warmup_lr=0.5",
+            "schedule.min_lr=0.1",
+        ),
+        20,
+    )
     assert (lr(0), lr(5)) == (0.5, 0.75)
     assert lr(10) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 0.1)) / 2)
     assert lr(50) == pytest.approx(0.55)

@@ -1,4 +1,6 @@
-"""The plan: its counts against known figures and real tensors, its checks against the run's own mistakes."""
+"""The plan: its counts against known figures and real tensors, its checks against the run's own
+mistakes.
+"""
 
 import dataclasses
 
@@ -65,7 +67,7 @@ def test_training_flops_are_those_of_a_real_backward_pass():
     draw_drop_path(
         [m for m in net.modules() if isinstance(m, DropPath)], len(images), 0, images.device
     )
-    # the unfused attention: the fused one's backward pass forms the attention matrix again, which is not counted
+    # unfused: the fused attention's backward pass forms the matrix again, which is not counted
     attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, attention:
         net(images).sum().backward()
@@ -185,7 +187,8 @@ def test_every_mistake_at_once(tmp_path):
             if line.startswith("data.image_size: vgg11 does not take 16 images of 1 x 8 x 8")
         ),
         "data.classes: 7, but the data has 10; set data.classes=10",
-        f"{tmp_path}/file/run: cannot be written ({tmp_path}/file is not a folder); choose another --output",
+        f"{tmp_path}/file/run: cannot be written ({tmp_path}/file is not a folder); "
+        "choose another --output",
     ]
 
 

@@ -1,4 +1,6 @@
-"""What N GPUs change: the counts against the run's own, the times against their rules, docs/scaling.md against both."""
+"""What N GPUs change: the counts against the run's own, the times against their rules,
+docs/scaling.md against both.
+"""
 
 import math
 import re
@@ -106,7 +108,8 @@ def test_the_pages_sentences_hold_its_tables():
     fast = core_rate(planned("vit_s_800ep_tract", "data.pipeline=fast").recipe)
     one = scaling.rates(scaled("vit_s_800ep_tract", 1))[GPU]
     assert f"{math.ceil(one / CORE_RATE)} cores prepare them" in PAGE
-    more = f"{fast / CORE_RATE:.1f} times as many images, so that one H100 asks for {math.ceil(one / fast)} cores"
+    more = f"{fast / CORE_RATE:.1f} times as many images"
+    more += f", so that one H100 asks for {math.ceil(one / fast)} cores"
     assert more in PAGE
     speeds = {}
     for lanes in (16, 32, 64):
@@ -125,7 +128,7 @@ def test_the_pages_sentences_hold_its_tables():
     assert "9 an epoch at 131,072" in PAGE
 
 
-# ---- the rules -------------------------------------------------------------------------------------------------------
+# ---- the rules -----------------------------------------------------------------------------------
 
 
 def test_the_bytes_are_those_of_real_gradients():
@@ -182,8 +185,10 @@ def test_more_gpus_than_lanes_names_the_choices():
     with pytest.raises(UserError) as error:
         scaled("vit_s_800ep_tract", 64)
     assert str(error.value) == (
-        "--gpus: 64 processes for batch.lanes 8; start at most 8 (1, 2, 4, 8: equal shares), or change the experiment: "
-        "--set batch.lanes=64 (lanes of 32 images) or --set batch.lanes=64 --set batch.size=16384 (a larger batch)"
+        "--gpus: 64 processes for batch.lanes 8; "
+        "start at most 8 (1, 2, 4, 8: equal shares), or change the experiment: "
+        "--set batch.lanes=64 (lanes of 32 images) or --set batch.lanes=64 --set "
+        "batch.size=16384 (a larger batch)"
     )
     for settings in (["batch.lanes=64"], ["batch.lanes=64", "batch.size=16384"]):
         assert scaled("vit_s_800ep_tract", 64, *settings).lanes == [1] * 64

@@ -79,7 +79,9 @@ def test_the_resnets_rate_is_a_cosine_to_zero_step_by_step():
 
 
 def test_autoaugment_is_drawn_from_the_views_seed():
-    """Its policies for CIFAR-10, after crop and flip: other pixels than without, the same from the same seed."""
+    """Its policies for CIFAR-10, after crop and flip: other pixels than without, the same from the
+    same seed.
+    """
     plain, ours = (
         load_recipe("cifar10_vit_100ep", [f"augment.auto_augment={value}"])
         for value in ("null", "cifar10")

@@ -19,12 +19,23 @@ def test_a_broken_recipe_is_its_users_mistake(tmp_path):
 
 
 EXTREME = [
-    "data.image_size=2147483647", "data.classes=2147483647", "batch.size=2147483644", "schedule.epochs=1e6",
-    "schedule.steps=2147483647", "optim.lr=1.7e308", "model.args.embed_dim=0", "model.args.num_heads=0",
-    "model.args.patch_size=0", "model.args.norm_layer=os.system", "model.args.embed_dim=99999999999999999999999",
-    "augment.repeats=2147483647", "evaluate.every_epochs=1e-300", "model.tract=1e-320", 'model.name="["',
+    "data.image_size=2147483647",
+    "data.classes=2147483647",
+    "batch.size=2147483644",
+    "schedule.epochs=1e6",
+    "schedule.steps=2147483647",
+    "optim.lr=1.7e308",
+    "model.args.embed_dim=0",
+    "model.args.num_heads=0",
+    "model.args.patch_size=0",
+    "model.args.norm_layer=os.system",
+    "model.args.embed_dim=99999999999999999999999",
+    "augment.repeats=2147483647",
+    "evaluate.every_epochs=1e-300",
+    "model.tract=1e-320",
+    'model.name="["',
     'data.dir="\\0"',
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("setting", EXTREME)

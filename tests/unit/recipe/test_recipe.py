@@ -86,8 +86,8 @@ def test_an_override_beats_the_file_and_the_last_one_wins(write):
 
 def test_all_mistakes_of_a_file_at_once_each_with_line_and_hint(write):
     text = (
-        MINIMAL
-        + "optm: {lr: 1}\naugment: {repeats: 0, color_jiter: 1}\nlog: {every_steps: yes}\nseed: 1\nseed: 2\n"
+        MINIMAL + "optm: {lr: 1}\naugment: {repeats: 0, color_jiter: 1}\nlog: {every_steps: yes}\n"
+        "seed: 1\nseed: 2\n"
     )
     lines = errors_of(write(text))
     joined = "\n".join(lines)
@@ -154,10 +154,24 @@ def test_an_unknown_recipe_or_base_names_the_nearest(write):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("4e-3", 0.004), ("-1.5E+2", -150.0), (".5", 0.5), ("1.", 1.0), ("012", 12), ("yes", "yes"), ("off", "off"),
-     ("1:30", "1:30"), ("2026-11-20", "2026-11-20"), ("1_000", "1_000"), ("true", True), ("null", None), ("", None),
-     ("0x10", "0x10"), ("'5'", "5")],
-)  # fmt: skip
+    [
+        ("4e-3", 0.004),
+        ("-1.5E+2", -150.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("012", 12),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("1:30", "1:30"),
+        ("2026-11-20", "2026-11-20"),
+        ("1_000", "1_000"),
+        ("true", True),
+        ("null", None),
+        ("", None),
+        ("0x10", "0x10"),
+        ("'5'", "5"),
+    ],
+)
 def test_scalars_are_those_of_yaml_1_2(text, value):
     errors = []
     [(_, parsed)] = source.parse(f"x: {text}", str, errors).items()
@@ -166,9 +180,19 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["a: &x 1\nb: *x\n", "a: !!python/object/apply:os.getcwd []\n", "- 1\n- 2\n", "a: [1\n", "a: [{b: 1}]\n",
-     "? [1, 2]\n: 3\n", "a: !!int x\n", "a: \x00\n", "a: " + "[" * 5000, "--- 1\n--- 2\n"],
-)  # fmt: skip
+    [
+        "a: &x 1\nb: *x\n",
+        "a: !!python/object/apply:os.getcwd []\n",
+        "- 1\n- 2\n",
+        "a: [1\n",
+        "a: [{b: 1}]\n",
+        "? [1, 2]\n: 3\n",
+        "a: !!int x\n",
+        "a: \x00\n",
+        "a: " + "[" * 5000,
+        "--- 1\n--- 2\n",
+    ],
+)
 def test_anything_but_plain_values_is_refused_with_a_place(text, write):
     for line in errors_of(write(text)):
         assert "mine.yaml" in line
@@ -200,7 +224,9 @@ def test_differences_name_what_decides_the_result(write):
 
 
 def properties(schema: dict) -> dict[str, dict[str, str]]:
-    """What an editor shows: section to field to description. How the types are written differs between pydantics."""
+    """What an editor shows: section to field to description. How the types are written differs
+    between pydantics.
+    """
     sections = {"": schema, **schema["$defs"]}
     return {
         name: {key: value.get("description", "") for key, value in section["properties"].items()}

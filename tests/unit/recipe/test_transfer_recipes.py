@@ -1,4 +1,6 @@
-"""The transfer recipes: the published epochs in steps, both arms alike, evaluation and saving that cost little."""
+"""The transfer recipes: the published epochs in steps, both arms alike, evaluation and saving that
+cost little.
+"""
 
 import pytest
 import torch

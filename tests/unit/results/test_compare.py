@@ -10,7 +10,9 @@ CURVE = "vit_b_ft224_20ep"  # labels 0, 5, 10, 15, 20: 83.448, 83.71, 83.788, 83
 
 
 def test_seeds_are_a_group_and_tract_is_compared_seed_by_seed(tmp_path):
-    """Differences 1, 2 and 6: mean 3, sd 2.65; t(0.975, 2) = 4.303, so 3 -+ 6.57. The fourth seeds have no partner."""
+    """Differences 1, 2 and 6: mean 3, sd 2.65; t(0.975, 2) = 4.303, so 3 -+ 6.57. The fourth seeds
+    have no partner.
+    """
     plain = [
         write(
             tmp_path / f"plain{seed}",
@@ -40,13 +42,13 @@ def test_seeds_are_a_group_and_tract_is_compared_seed_by_seed(tmp_path):
     )
     assert "ours0 +3 (tract 0.1) minus plain0 +3 (tract -)" in done.stdout
     assert (
-        "difference +3.00 (sd 2.65, 95 % t interval -3.57 to +9.57, n = 3): +1.00 (seed 0), +2.00 (seed 1)"
-        in done.stdout
+        "difference +3.00 (sd 2.65, 95 % t interval -3.57 to +9.57, n = 3): +1.00 (seed 0), "
+        "+2.00 (seed 1)" in done.stdout
     )
     # means over seeds 0, 1, 2: 54 and 64 against 61 at the end
     assert (
-        "ours0 +3 first reaches 61.00, the final top-1 of plain0 +3, at epoch 17.0: 3.0 of 20 epochs saved (15 %)"
-        in (done.stdout)
+        "ours0 +3 first reaches 61.00, the final top-1 of plain0 +3, "
+        "at epoch 17.0: 3.0 of 20 epochs saved (15 %)" in (done.stdout)
     )
     assert "- epochs saved, seed by seed: 1.0, 2.0, 6.0" in done.stdout
     early, late = tables(done.stdout)[2]

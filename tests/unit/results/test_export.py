@@ -1,4 +1,6 @@
-"""tools/export.py: timm loads what it writes to the same weights, logits and pixels; nothing else is touched."""
+"""tools/export.py: timm loads what it writes to the same weights, logits and pixels; nothing else
+is touched.
+"""
 
 import math
 

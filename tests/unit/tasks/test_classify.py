@@ -1,4 +1,6 @@
-"""Classification: losses against their formulas, draws from the lane's seed, counts of right answers."""
+"""Classification: losses against their formulas, draws from the lane's seed, counts of right
+answers.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""Detection in the trainer: draws from the lane's seed, evaluation image by image, resume and processes to the bit."""
+"""Detection in the trainer: draws from the lane's seed, evaluation image by image, resume and
+processes to the bit.
+"""
 
 import json
 import random
@@ -28,7 +30,7 @@ def batch(detection: detect.Detect, *indices: int) -> list[list]:
     return detection.collate(views.__getitems__([View(index, 0) for index in indices]))
 
 
-# ---- the recipe ------------------------------------------------------------------------------------------------------
+# ---- the recipe ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_layers_that_stay_as_they_are_drawn_are_refused():
         load_recipe("voc2007_frcnn_vgg16_frozen", ["model.pretrained=false"])
 
 
-# ---- the task --------------------------------------------------------------------------------------------------------
+# ---- the task ------------------------------------------------------------------------------------
 
 
 def test_the_lanes_seed_decides_which_anchors_and_proposals_are_sampled():

@@ -42,10 +42,15 @@ def test_every_bench_is_in_the_table():
 
 @pytest.mark.parametrize(
     ("sizes", "operation", "launches"),
-    [([10] * 110, lambda t: torch._foreach_mul_(t, 2.0), 1), ([10] * 111, lambda t: torch._foreach_mul_(t, 2.0), 2),
-     ([10] * 65, lambda t: torch._foreach_mul(t, 2.0), 2), ([65536 * 321], lambda t: torch._foreach_mul_(t, 2.0), 2),
-     ([10] * 7, lambda t: torch._foreach_addcmul_(t, t, [t[0].sum()] * 7), 8), ([9], lambda t: t[0].view(3, 3), 0)],
-)  # fmt: skip
+    [
+        ([10] * 110, lambda t: torch._foreach_mul_(t, 2.0), 1),
+        ([10] * 111, lambda t: torch._foreach_mul_(t, 2.0), 2),
+        ([10] * 65, lambda t: torch._foreach_mul(t, 2.0), 2),
+        ([65536 * 321], lambda t: torch._foreach_mul_(t, 2.0), 2),
+        ([10] * 7, lambda t: torch._foreach_addcmul_(t, t, [t[0].sum()] * 7), 8),
+        ([9], lambda t: t[0].view(3, 3), 0),
+    ],
+)
 def test_launches_are_cut_as_cuda_cuts_them(sizes, operation, launches):
     from tools.benches.optimizer import Launches
 

@@ -1,4 +1,6 @@
-"""tools/evaluate.py: the run's own numbers again, whatever the processes; other weights, other sets, other counts."""
+"""tools/evaluate.py: the run's own numbers again, whatever the processes; other weights, other
+sets, other counts.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -27,7 +29,7 @@ from tests.helpers.evaluate_tool import (
     thousand,  # noqa: F401 - a fixture
 )
 
-# ---- measures, by hand -----------------------------------------------------------------------------------------------
+# ---- measures, by hand ---------------------------------------------------------------------------
 
 # ten samples of three classes: right at 0.95, 0.95, 0.55, 0.35 and 0.35, wrong at the others
 HAND = Samples(
@@ -54,7 +56,7 @@ def test_confusion_by_hand():
 
 
 def test_calibration_by_hand():
-    # bins of 1/15: 0.95 in the last but none, (0.9333, 1]; 0.55 in (0.5333, 0.6]; 0.35 in (0.3333, 0.4]
+    # bins of 1/15: 0.95 in (0.9333, 1], the last; 0.55 in (0.5333, 0.6]; 0.35 in (0.3333, 0.4]
     error, bins = measures.calibration(HAND)
     assert [(number, row.count) for number, row in enumerate(bins) if row.count] == [
         (5, 4),

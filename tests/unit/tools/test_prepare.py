@@ -1,4 +1,4 @@
-"""tools/prepare.py: what it finds in a data set, and the sorting of ImageNet's validation images."""
+"""tools/prepare.py: what it finds in a data set, sorting ImageNet's validation images."""
 
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def test_validation_is_sorted_by_class_without_loss(prepare, tiny):
     assert tree(tiny / "val") == moved
     assert code == 2 and len(errors) == 6  # it is a part of ImageNet alone
     assert (
-        f"{tiny}/train: 80 images of 2 classes, 40 each\n{tiny}/val: 6 images of 2 classes, 3 each\n"
-        in out
+        f"{tiny}/train: 80 images of 2 classes, 40 each\n"
+        f"{tiny}/val: 6 images of 2 classes, 3 each\n" in out
     )
     assert out.endswith(f"imagenet {tiny}: 86 images counted, not decoded; 6 problems\n")
 

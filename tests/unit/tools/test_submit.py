@@ -1,4 +1,6 @@
-"""The batch script: what it asks SLURM for, what reaches the training, and what it does when it is told to stop."""
+"""The batch script: what it asks SLURM for, what reaches the training, and what it does when it is
+told to stop.
+"""
 
 import os
 import sys
@@ -17,9 +19,17 @@ from tests.processes.programs import fake_slurm
 
 @pytest.mark.parametrize(
     ("time_limit", "expected"),
-    [("90", 90), ("90:30", 90.5), ("2:00:00", 120), ("1-0", 1440), ("1-2:30", 1590), ("0-0:5:30", 5.5),
-     ("INFINITE", None), (None, None)],
-)  # fmt: skip
+    [
+        ("90", 90),
+        ("90:30", 90.5),
+        ("2:00:00", 120),
+        ("1-0", 1440),
+        ("1-2:30", 1590),
+        ("0-0:5:30", 5.5),
+        ("INFINITE", None),
+        (None, None),
+    ],
+)
 def test_time_limits_are_read_as_sbatch_reads_them(time_limit, expected):
     assert submit.minutes(time_limit) == expected
 
@@ -28,34 +38,80 @@ def test_time_limits_are_read_as_sbatch_reads_them(time_limit, expected):
     ("arguments", "error"),
     [
         ([], "command line: the following arguments are required: --recipe, --nodes; see --help"),
-        (["--recipe", "quickstrt", "--nodes", "1"], "recipe: no recipe 'quickstrt'; did you mean 'quickstart'?"),
-        (["--recipe", "quickstart", "--nodes", "0"],
-         "command line: argument --nodes: '0' is not a number of at least 1; see --help"),
-        (["--recipe", "quickstart", "--nodes", "1", "--set", "optim.lrr=1"],
-         "--set optim.lrr=1: no such key 'optim.lrr'; did you mean 'lr'?"),
-        (["--recipe", "quickstart", "--nodes", "2"],
-         "--nodes: 2 x 8 = 16 processes for batch.lanes 4; start at most 4; more lanes are another experiment"),
-        (["--recipe", "vit_s_ft224", "--nodes", "1"],
-         "recipe: vit_s_ft224 starts from given weights; add --finetune --checkpoint RUN|FILE|timm:NAME"),
-        (["--recipe", "vit_s_ft224", "--nodes", "1", "--finetune"],
-         "command line: --finetune and --checkpoint go together; give both or neither"),
-        (["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "0-2x"],
-         "--array: '0-2x' is no list of seeds; write it as 0-4 or 0,1,2"),
-        (["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "3-1"],
-         "--array: '3-1' holds no seed; write it as 0-4 or 0,1,2"),
-        (["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "0", "--set", "seed=1"],
-         "--set seed: --array sets the seeds; leave one of them out"),
-        (["--recipe", "vit_s_800ep", "--nodes", "1", "--time", "4"],
-         "--time: 4 leaves no time before the warning, 180 s ahead of it; give a longer time or a shorter --grace"),
-        (["--recipe", "vit_s_800ep", "--nodes", "1", "--account", "a\nb"],
-         "--account: 'a\\nb' cannot stand in a batch script; choose a plain name"),
-        (["--recipe", "vit_s_800ep", "--nodes", "1", "--config-file", str(ROOT / "tools/accelerate/gpu1.yaml")],
-         f"{ROOT}/tools/accelerate/gpu1.yaml: is for one process, not for 8; take tools/accelerate/nodes.yaml"),
-        (["--recipe", "vit_s_800ep", "--nodes", "1", "--config-file", str(ROOT / "recipes/quickstart.yaml")],
-         f"{ROOT}/recipes/quickstart.yaml: has no distributed_type as configurations of accelerate's have; "
-         "see tools/accelerate/"),
+        (
+            ["--recipe", "quickstrt", "--nodes", "1"],
+            "recipe: no recipe 'quickstrt'; did you mean 'quickstart'?",
+        ),
+        (
+            ["--recipe", "quickstart", "--nodes", "0"],
+            "command line: argument --nodes: '0' is not a number of at least 1; see --help",
+        ),
+        (
+            ["--recipe", "quickstart", "--nodes", "1", "--set", "optim.lrr=1"],
+            "--set optim.lrr=1: no such key 'optim.lrr'; did you mean 'lr'?",
+        ),
+        (
+            ["--recipe", "quickstart", "--nodes", "2"],
+            "--nodes: 2 x 8 = 16 processes for batch.lanes 4; start at most 4; "
+            "more lanes are another experiment",
+        ),
+        (
+            ["--recipe", "vit_s_ft224", "--nodes", "1"],
+            "recipe: vit_s_ft224 starts from given weights; "
+            "add --finetune --checkpoint RUN|FILE|timm:NAME",
+        ),
+        (
+            ["--recipe", "vit_s_ft224", "--nodes", "1", "--finetune"],
+            "command line: --finetune and --checkpoint go together; give both or neither",
+        ),
+        (
+            ["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "0-2x"],
+            "--array: '0-2x' is no list of seeds; write it as 0-4 or 0,1,2",
+        ),
+        (
+            ["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "3-1"],
+            "--array: '3-1' holds no seed; write it as 0-4 or 0,1,2",
+        ),
+        (
+            ["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "0", "--set", "seed=1"],
+            "--set seed: --array sets the seeds; leave one of them out",
+        ),
+        (
+            ["--recipe", "vit_s_800ep", "--nodes", "1", "--time", "4"],
+            "--time: 4 leaves no time before the warning, 180 s ahead of it; "
+            "give a longer time or a shorter --grace",
+        ),
+        (
+            ["--recipe", "vit_s_800ep", "--nodes", "1", "--account", "a\nb"],
+            "--account: 'a\\nb' cannot stand in a batch script; choose a plain name",
+        ),
+        (
+            [
+                "--recipe",
+                "vit_s_800ep",
+                "--nodes",
+                "1",
+                "--config-file",
+                str(ROOT / "tools/accelerate/gpu1.yaml"),
+            ],
+            f"{ROOT}/tools/accelerate/gpu1.yaml: is for one process, not for 8; "
+            "take tools/accelerate/nodes.yaml",
+        ),
+        (
+            [
+                "--recipe",
+                "vit_s_800ep",
+                "--nodes",
+                "1",
+                "--config-file",
+                str(ROOT / "recipes/quickstart.yaml"),
+            ],
+            f"{ROOT}/recipes/quickstart.yaml: "
+            "has no distributed_type as configurations of accelerate's have; "
+            "see tools/accelerate/",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line_and_nothing_is_submitted(
     tmp_path, capsys, monkeypatch, arguments, error
 ):
@@ -112,5 +168,6 @@ def test_submitting(tmp_path, capsys, monkeypatch, printed):
     )
     code, _, err = call(capsys, monkeypatch, *arguments)
     assert code == 2 and err == [
-        f"error: sbatch: sbatch: error: invalid partition sbatch: error: Batch job failed; see {path}"
+        "error: sbatch: sbatch: error: invalid partition sbatch: error: Batch job failed; "
+        f"see {path}"
     ]

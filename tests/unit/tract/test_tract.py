@@ -1,4 +1,6 @@
-"""TrAct against an independent float64 statement of its equation, the paper's lemmas, and what it must leave alone."""
+"""TrAct against an independent float64 statement of its equation, the paper's lemmas, and what it
+must leave alone.
+"""
 
 import copy
 import math
@@ -128,7 +130,7 @@ def test_padding_set_after_construction_is_seen():
     check(layer, torch.randn(3, 3, 9, 9))
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
+# ---- numbers -------------------------------------------------------------------------------------
 
 CASES = {
     "patches": (nn.Conv2d(3, 32, 16, 16), 8, 224),
@@ -319,12 +321,12 @@ def test_cholesky_reads_the_lower_half_alone():
     assert torch.equal(gram.solve(whole, right), gram.solve(lower, right))
 
 
-# ---- the paper -------------------------------------------------------------------------------------------------------
+# ---- the paper -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("b", "n"), [(64, 16), (16, 64)])
 def test_equals_the_papers_second_form(b, n):
-    """Section 3.1: embed an input times the inverse, then overwrite the values with the true ones."""
+    """Section 3.1: embed an input times the inverse, then put the true values in its place."""
     layer, x, g = nn.Linear(n, 5).double(), torch.randn(b, n).double(), torch.randn(b, 5).double()
     z = layer(x @ torch.linalg.inv(x.T @ x / b + 0.1 * torch.eye(n).double()))
     z.data = layer(x).data
@@ -429,7 +431,7 @@ def test_lam_to_0_steps_in_z():
             assert error(layer(x) - before, -0.3 * rows * g) < 1e-8
 
 
-# ---- what stays as it was --------------------------------------------------------------------------------------------
+# ---- what stays as it was ------------------------------------------------------------------------
 
 
 def test_wrapping_keeps_everything():
@@ -527,7 +529,7 @@ def test_meta_device():
         assert layer.weight.grad.shape == layer.weight.shape
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 class OwnForward(nn.Conv2d):
@@ -589,7 +591,7 @@ def test_frozen_weight_warns():
         TrAct(nn.Linear(3, 4).requires_grad_(False))
 
 
-# ---- models ----------------------------------------------------------------------------------------------------------
+# ---- models --------------------------------------------------------------------------------------
 
 
 def test_first_layers_of_timm_models():
@@ -700,7 +702,9 @@ def test_memory_of_the_imagenet_stem():
 
 @pytest.mark.parametrize("options", [{}, {"dilation": 2}, {"stride": 7}, {"groups": 3}])
 def test_patches_are_copied_within_the_cap(options):
-    """Overlapping patches by shared image lines, as columns, and patches with pixels of their own, as rows."""
+    """Overlapping patches by shared image lines, as columns, and patches with pixels of their own,
+    as rows.
+    """
     cap, x = 2 << 20, torch.randn(6, 3, 160, 170)
     layer = TrAct(nn.Conv2d(3, 6, 7, padding=3, **options), max_bytes=cap)
     seen, rule = layer._rule(x if "stride" not in options else x.repeat(16, 1, 1, 1))
@@ -709,7 +713,7 @@ def test_patches_are_copied_within_the_cap(options):
     assert peak_bytes(lambda: gram.gram_matrix(seen, rule, torch.float32), x.device) < 3.5 * cap
 
 
-# ---- gram="batch", in one process ------------------------------------------------------------------------------------
+# ---- gram="batch", in one process ----------------------------------------------------------------
 
 
 def batch_case(gram="batch", **options):

@@ -1,4 +1,6 @@
-"""TrAct's factor made beside the forward pass: the order of streams without a GPU, equal gradients with one."""
+"""TrAct's factor made beside the forward pass: the order of streams without a GPU, equal gradients
+with one.
+"""
 
 import contextlib
 import copy

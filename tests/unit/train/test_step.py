@@ -1,4 +1,6 @@
-"""The step: several lanes in one forward, drop path on a subset, compilation, precision, pace and profile."""
+"""The step: several lanes in one forward, drop path on a subset, compilation, precision, pace and
+profile.
+"""
 
 from types import SimpleNamespace
 
@@ -87,9 +89,13 @@ def test_models_that_couple_samples_are_refused(name, why):
 
 @pytest.mark.parametrize(
     ("overrides", "memory", "lanes"),
-    [(["batch.size=2048", "batch.lanes=32"], 140, 4), (["batch.size=2048", "batch.lanes=8"], 140, 1),
-     (["batch.size=2048", "batch.lanes=32"], 1, 1), (["batch.size=64", "batch.lanes=2"], 140, 2)],
-)  # fmt: skip
+    [
+        (["batch.size=2048", "batch.lanes=32"], 140, 4),
+        (["batch.size=2048", "batch.lanes=8"], 140, 1),
+        (["batch.size=2048", "batch.lanes=32"], 1, 1),
+        (["batch.size=64", "batch.lanes=2"], 140, 2),
+    ],
+)
 def test_auto_fills_a_gpu_as_far_as_its_memory_goes(monkeypatch, overrides, memory, lanes):
     properties = SimpleNamespace(total_memory=memory * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
@@ -107,7 +113,7 @@ def test_what_cannot_have_lanes_together_says_so(monkeypatch):
             deepspeed_plugin(load_recipe("quickstart", [f"{key}={value}"]), 0)
 
 
-# ---- drop path on a subset -------------------------------------------------------------------------------------------
+# ---- drop path on a subset -----------------------------------------------------------------------
 
 
 def subset(*overrides: str) -> torch.nn.Module:
@@ -123,7 +129,9 @@ def drop_paths(net: torch.nn.Module) -> list[DropPath]:
 
 
 def test_a_subset_is_that_masks_result_for_the_same_samples():
-    """The masked model, told to drop what the subset drops with the subset's weight, gives the same gradients."""
+    """The masked model, told to drop what the subset drops with the subset's weight, gives the same
+    gradients.
+    """
     ours, masked = subset(), build_model(load_recipe("quickstart", ["model.drop_path=0.4"]))
     draw_drop_path(drop_paths(ours), 10, [3, 4], torch.device("cpu"))
     for one, other in zip(drop_paths(ours), drop_paths(masked), strict=True):
@@ -161,7 +169,7 @@ def test_a_subset_costs_less_and_needs_timms_blocks():
         set_drop_path(timm.create_model("convnext_atto"), 0.1, "subset")
 
 
-# ---- attention, precision, compilation -------------------------------------------------------------------------------
+# ---- attention, precision, compilation -----------------------------------------------------------
 
 
 def test_attention_is_torchs_fused_one():
@@ -186,22 +194,29 @@ def test_auto_precision_is_bf16_where_it_is(monkeypatch, cuda, bf16, half):
     )
 
 
-@pytest.mark.parametrize(("name", "autocast", "peak"), [("NVIDIA H200", "bf16", 989e12), ("NVIDIA A40", None, 37.4e12),
-                                                        ("NVIDIA H200 NVL", "bf16", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "autocast", "peak"),
+    [
+        ("NVIDIA H200", "bf16", 989e12),
+        ("NVIDIA A40", None, 37.4e12),
+        ("NVIDIA H200 NVL", "bf16", None),
+    ],
+)
 def test_known_peaks_are_of_exactly_these_gpus(monkeypatch, name, autocast, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert known_peak(torch.device("cuda"), autocast) == peak
     assert known_peak(torch.device("cpu"), autocast) is None
 
 
-# ---- waiting ---------------------------------------------------------------------------------------------------------
+# ---- waiting -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("drop_path_mode", ["mask", "subset"])
 def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
     """On tensors that pose as a GPU's and have no numbers: to look at one raises.
 
-    Torch's own backward pass and timm's average are left out, which take a GPU; what TrAct adds to the one is called.
+    Torch's own backward pass and timm's average are left out, which take a GPU; what TrAct adds to
+    the one is called.
     """
     device, mode = torch.device("cuda"), FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -236,9 +251,14 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
     [layer] = task.tract_layers
     draws = torch.stack([fast.draw(transform.colours) for _ in range(4)])
     accelerator = SimpleNamespace(
-        prepare=lambda *given: given, backward=backward, unscale_gradients=lambda optimizer: None, scaler=None,
-        num_processes=1, is_main_process=True, device=device,
-    )  # fmt: skip
+        prepare=lambda *given: given,
+        backward=backward,
+        unscale_gradients=lambda optimizer: None,
+        scaler=None,
+        num_processes=1,
+        is_main_process=True,
+        device=device,
+    )
     with mode:
         for module in task.bare.modules():
             for name, p in list(module.named_parameters(recurse=False)):
@@ -252,9 +272,15 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
         )
     batches = [[transform.finish(images, draws), labels] for images in pixels]
     run = SimpleNamespace(
-        recipe=recipe, task=task, engine=replicas, forwards=[range(2)], ema=None, lr=lambda step: 1e-3,
-        stream=SimpleNamespace(lane_seed=lambda step, lane: lane), statistics=RunningStatistics(task.bare, 2),
-    )  # fmt: skip
+        recipe=recipe,
+        task=task,
+        engine=replicas,
+        forwards=[range(2)],
+        ema=None,
+        lr=lambda step: 1e-3,
+        stream=SimpleNamespace(lane_seed=lambda step, lane: lane),
+        statistics=RunningStatistics(task.bare, 2),
+    )
     with mode, torch.autocast("cuda", torch.bfloat16):
         loss, norm = loop.Run.optimizer_step(run, 0, iter(batches))
         Meter(accelerator, 0, None).add(1, loss, norm)
