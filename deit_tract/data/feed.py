@@ -1,85 +1,135 @@
-"""From workers to the device: each step's lanes as batches, an image that several lanes see read once.
+"""From workers to the device: the batches of a process's lanes, asked for in one way.
 
-With repeated augmentation the views of an image stand side by side in a step, in different lanes. A worker is
-therefore given a slice through all lanes of the process, and the lanes are put together from slices.
+Three feeds answer: images held on the device (resident.py), lanes that share the reading of their
+images, and plain loading. `make_feed` chooses.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from deit_tract.data.loader import Replaced, Views, checked, loader
-from deit_tract.data.stream import Stream, View
+from deit_tract.data.loader import Batch, Replaced, Views, checked, listed, loader, stacked
+from deit_tract.data.resident import Resident, ResidentFeed
+from deit_tract.data.stream import Order, Stream, View, in_turn
 
 
-def lane_batches(
-    views: Views,
-    stream: Stream,
-    steps: Sequence[int],
+class Source(NamedTuple):
+    """Images by index, and how they become samples and batches."""
+
+    images: Dataset
+    transform: Callable | None = None  # none for resident images
+    stacked: bool = True  # samples have one size; otherwise a batch holds lists
+
+
+class Feed(Protocol):
+    """Makes the batches of one process on its device."""
+
+    def batches(self, steps: Sequence[int]) -> Iterator[Batch]:
+        """For each step, for each of the process's lanes, one batch. UserError for bad data."""
+
+
+def make_feed(
+    source: Source,
+    order: Order,
     lanes: Sequence[int],
     workers: int,
     device: torch.device,
     replaced: Replaced | None = None,
-) -> Iterator[list[Tensor]]:
-    """A process's batches on its device: for each step, for each of its lanes, [images, labels].
+) -> Feed:
+    """The feed for some lanes of an order; `replaced` permits and counts replaced images."""
+    if isinstance(source.images, Resident):
+        return ResidentFeed(source.images, order, lanes, workers, device)
+    replace = replaced is not None and replaced.limit > 0
+    views = Views(source.images, source.transform, replace)
+    shared = source.stacked and order.repeats > 1 and len(lanes) > 1
+    kind = SlicedFeed if shared else PlainFeed
+    return kind(views, order, lanes, workers, device, source.stacked, replaced)
 
-    `replaced` counts the images that `views` put in the place of unreadable ones.
-    Where the transform leaves a part to the device, `views.transform.finish(images, *others)` does it.
+
+@dataclass
+class PlainFeed:
+    """A worker makes the batch of a lane."""
+
+    views: Views
+    order: Any
+    lanes: Sequence[int]
+    workers: int
+    device: torch.device
+    stacked: bool = True
+    replaced: Replaced | None = None
+
+    def batches(self, steps: Sequence[int]) -> Iterator[Batch]:
+        for batch in self._load(in_turn(self.order, steps, self.lanes)):
+            yield self._on_device([batch])
+
+    def _load(self, keys: Iterable[list[View]]) -> Iterator[Batch]:
+        collate = stacked if self.stacked else listed
+        pin_memory = self.device.type == "cuda"
+        return checked(loader(self.views, keys, self.workers, pin_memory, collate), self.replaced)
+
+    def _on_device(self, pieces: list[Batch]) -> Batch:
+        """A lane's batch from its pieces, each sent by itself and joined on the device.
+
+        What the transform leaves for whole batches is done there by its `finish`, with draws that
+        stay on the host.
+        """
+        draws = [piece.pop("draws") for piece in pieces if "draws" in piece]
+        batch = {name: self._joined([piece[name] for piece in pieces]) for name in pieces[0]}
+        finish = getattr(self.views.transform, "finish", None)
+        if finish is not None:
+            batch["image"] = finish(batch["image"], *([torch.cat(draws)] if draws else []))
+        return batch
+
+    def _joined(self, pieces: list) -> Tensor | list[Tensor]:
+        if not self.stacked:
+            return [tensor.to(self.device, non_blocking=True) for tensor in pieces[0]]
+        sent = [piece.to(self.device, non_blocking=True) for piece in pieces]
+        return sent[0] if len(sent) == 1 else torch.cat(sent)
+
+
+class SlicedFeed(PlainFeed):
+    """A worker makes a slice through all lanes: an image that several lanes see is read once.
+
+    With repeated augmentation the views of an image are neighbours in a step, in different lanes.
     """
-    cut = partial(slices, stream, lanes=len(lanes), workers=workers)
-    keys = (unit for step in steps for unit in units(stream, step, lanes, cut(step)))
-    batches = checked(loader(views, keys, workers, pin_memory=device.type == "cuda"), replaced)
-    finish = getattr(views.transform, "finish", None)
-    for step in steps:
-        for images, labels, *draws in _lanes(batches, len(lanes), cut(step)):
-            images, labels = (_joined(parts, device) for parts in (images, labels))
-            yield [finish(images, *map(torch.cat, draws)) if finish else images, labels]
 
+    order: Stream
 
-def _lanes(batches: Iterator, lanes: int, cuts: list[range] | None) -> Iterator[list[list[Tensor]]]:
-    """Each lane's tensors, each in pieces: one, or one of every slice."""
-    if cuts is None:
-        for _ in range(lanes):
-            yield [[tensor] for tensor in next(batches)]
-        return
-    pieces = [next(batches) for _ in cuts]
-    pieces = [[tensor.unflatten(0, (lanes, -1)) for tensor in piece] for piece in pieces]
-    for lane in range(lanes):
-        yield [[tensor[lane] for tensor in tensors] for tensors in zip(*pieces, strict=True)]
+    def batches(self, steps: Sequence[int]) -> Iterator[Batch]:
+        count = len(self.lanes)
+        parts = self._load(unit for step in steps for unit in self.units(step))
+        for step in steps:
+            pieces = [next(parts) for _ in self.slices(step)]
+            by_lane = [
+                {name: tensor.unflatten(0, (count, -1)) for name, tensor in piece.items()}
+                for piece in pieces
+            ]
+            for lane in range(count):
+                yield self._on_device(
+                    [{name: rows[lane] for name, rows in piece.items()} for piece in by_lane]
+                )
 
+    def units(self, step: int) -> Iterator[list[View]]:
+        """What workers are asked for in a step, one slice of all lanes after another."""
+        rows = [self.order.views(step, lane) for lane in self.lanes]
+        for cut in self.slices(step):
+            yield [view for lane in rows for view in lane[cut.start : cut.stop]]
 
-def _joined(pieces: list[Tensor], device: torch.device) -> Tensor:
-    """Moved one by one and joined on the device."""
-    moved = [piece.to(device, non_blocking=True) for piece in pieces]
-    return moved[0] if len(moved) == 1 else torch.cat(moved)
+    def slices(self, step: int) -> list[range]:
+        """How the rows of a step's lanes are cut for workers.
 
-
-def slices(stream: Stream, step: int, lanes: int, workers: int) -> list[range] | None:
-    """How the rows of a step's lanes are cut for workers; None where no two lanes show the same image.
-
-    A slice has about as many views as a lane, and is the whole step where there are no workers. Cuts fall between
-    images, not between the views of one: a row is one view of each lane, so that is every `repeats` rows.
-    """
-    if stream.repeats == 1 or lanes == 1:
-        return None
-    first = step % stream.steps_per_epoch * stream.lane_size
-    span = max(stream.lane_size // lanes // stream.repeats, 1) * stream.repeats
-    cuts = (
-        [row for row in range(1, stream.lane_size) if (first + row) % span == 0] if workers else []
-    )
-    return [range(*pair) for pair in pairwise([0, *cuts, stream.lane_size])]
-
-
-def units(
-    stream: Stream, step: int, lanes: Sequence[int], cuts: list[range] | None
-) -> Iterator[list[View]]:
-    """What workers are asked for, one unit after another: lanes, or slices of all lanes."""
-    rows = [stream.views(step, lane) for lane in lanes]
-    if cuts is None:
-        yield from rows
-        return
-    for cut in cuts:
-        yield [view for lane in rows for view in lane[cut.start : cut.stop]]
+        A slice has about as many views as a lane, and is the complete step without workers. Cuts
+        fall between images, not between the views of one: a row is one view of each lane, so that
+        is every `repeats` rows.
+        """
+        order = self.order
+        first = step % order.steps_per_epoch * order.lane_size
+        span = max(order.lane_size // len(self.lanes) // order.repeats, 1) * order.repeats
+        rows = range(1, order.lane_size) if self.workers else ()
+        cuts = [row for row in rows if (first + row) % span == 0]
+        return [range(*pair) for pair in pairwise([0, *cuts, order.lane_size])]

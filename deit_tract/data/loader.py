@@ -1,40 +1,52 @@
-"""Views of images as samples and batches; data errors are returned, not raised."""
+"""Samples and batches: dictionaries of named tensors, with data errors beside them."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from typing import Any, NamedTuple
 
-import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import derive, seed_generators
 from deit_tract.data.stream import View
 
+Batch = dict[str, Any]  # tensors by name, or lists of a tensor per sample
+
+
+class Loaded(NamedTuple):
+    """A sample or a batch as a worker hands it over."""
+
+    data: Batch | None
+    error: UserError | None = None  # in place of the data
+    replaced: Sequence[str] = ()  # errors of images that others took the place of
+
 
 class Views(Dataset):
-    """Images as transformed tensors, fetched by View; a mistake in the data comes back as a value (see `loader`).
+    """Transformed samples {"image": ..., "label": ...}, fetched by View.
 
-    A sample is (transformed, label), and where the transform returns several things (the first, label, the others).
+    A transform returns a sample's image, or a dictionary of its named tensors; a label of None is
+    left out.
     """
 
     def __init__(self, images: Dataset, transform: Callable, replace: bool = False):
-        """replace: put another image, which the view's seed picks, in the place of one that cannot be read."""
-        self.images, self.transform, self.attempts = images, transform, 100 if replace else 1
+        """replace: use another image, chosen by the view's seed, for one that cannot be read."""
+        self.images = images
+        self.transform = transform
+        self.attempts = 100 if replace else 1
 
-    def __getitem__(self, view: View) -> tuple | UserError:
+    def __getitem__(self, view: View) -> Loaded:
         return self.__getitems__([view])[0]
 
-    def __getitems__(self, views: Sequence[View]) -> list[tuple | UserError]:
-        """The samples of a batch in order; an image of which there are several views is read once."""
+    def __getitems__(self, views: Sequence[View]) -> list[Loaded]:
+        """The samples of a batch in order; an image with several views is read once."""
         places: dict[int, list[int]] = {}
         for place, view in enumerate(views):
             places.setdefault(view.index, []).append(place)
         samples: list = [None] * len(views)
         for index, same in places.items():
-            found = self._read(index)
+            read = self._read(index)
             for place in same:
-                samples[place] = self._sample(views[place], found)
+                samples[place] = self._sample(views[place], read)
         return samples
 
     def _read(self, index: int) -> tuple | UserError:
@@ -43,109 +55,109 @@ class Views(Dataset):
         except UserError as error:
             return error
 
-    def _sample(self, view: View, found: tuple | UserError) -> tuple | UserError:
-        errors = Notes()
-        while isinstance(found, UserError):
-            errors.append(found)
+    def _sample(self, view: View, read: tuple | UserError) -> Loaded:
+        errors: list[UserError] = []
+        while isinstance(read, UserError):
+            errors.append(read)
             if len(errors) == self.attempts:
-                return errors[0]
-            found = self._read(derive(view.seed, "replacement", len(errors) - 1) % len(self.images))
-        image, label = found
+                return Loaded(None, errors[0])
+            read = self._read(derive(view.seed, "replacement", len(errors) - 1) % len(self.images))
+        image, label = read
         seed_generators(view.seed)
-        first, *others = _as_tuple(self.transform(image))
-        return (first, label, *others, errors) if errors else (first, label, *others)
-
-
-def _as_tuple(value) -> tuple:
-    return value if isinstance(value, tuple) else (value,)
-
-
-class Notes(list):
-    """Mistakes in the data that were passed over, behind a sample or a batch."""
+        sample = self.transform(image)
+        if not isinstance(sample, dict):
+            sample = {"image": sample}
+        if label is not None:
+            sample["label"] = label
+        return Loaded(sample, replaced=[str(error) for error in errors])
 
 
 def loader(
-    dataset: Dataset, batches, workers: int, pin_memory: bool, collate: Callable = default_collate
+    dataset: Dataset, keys: Iterable, workers: int, pin_memory: bool, collate: Callable
 ) -> DataLoader:
-    """A DataLoader over lists of keys, in their order. A batch with a bad image is that image's UserError.
-
-    An exception raised in a worker would reach the user as a traceback inside another one.
-    """
+    """A DataLoader over lists of keys, in order; `collate` makes a Loaded batch of samples."""
     return DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=keys,
         num_workers=workers,
         pin_memory=pin_memory,
-        collate_fn=partial(_collate, collate=collate),
+        collate_fn=collate,
         prefetch_factor=4 if workers else None,
     )
 
 
-def _collate(samples: list, collate: Callable) -> list[torch.Tensor] | UserError:
-    errors = [sample for sample in samples if isinstance(sample, UserError)]
-    if errors:
-        return errors[0]
-    notes = Notes(
-        str(note) for sample in samples if isinstance(sample[-1], Notes) for note in sample[-1]
-    )
-    batch = collate(
-        [sample[:-1] if isinstance(sample[-1], Notes) else sample for sample in samples]
-    )
-    return [*batch, notes] if notes else batch
+def stacked(samples: list[Loaded]) -> Loaded:
+    """A batch of samples of one size: each name a tensor."""
+    return _together(samples, default_collate)
 
 
-LOST = (ConnectionError, EOFError)  # what taking a tensor from a process raises that is gone
+def listed(samples: list[Loaded]) -> Loaded:
+    """A batch of samples of different sizes: each name a list."""
+    return _together(samples, lambda data: {name: [one[name] for one in data] for name in data[0]})
 
 
-def worker_died(error: Exception) -> UserError | None:
-    """What to say if a loader's process has died; torch raises it wherever the main thread is at that moment."""
-    if "DataLoader worker" not in str(error) and not isinstance(error, LOST):
-        return None
-    what = (
-        f"a loader process died ({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
-    )
-    return UserError("data.workers", what, "it may have run out of memory: use fewer")
+def _together(samples: list[Loaded], collate: Callable) -> Loaded:
+    """A batch, or the first error of its samples.
+
+    Raised in a worker, an error would reach the user as a traceback inside another one.
+    """
+    error = next((sample.error for sample in samples if sample.error is not None), None)
+    if error is not None:
+        return Loaded(None, error)
+    replaced = [text for sample in samples for text in sample.replaced]
+    return Loaded(collate([sample.data for sample in samples]), replaced=replaced)
 
 
-def checked(batches, replaced: "Replaced | None" = None) -> Iterator[list[torch.Tensor]]:
-    """The loader's batches, or its UserError raised in the process that asked; replaced images are counted."""
-    batches = iter(batches)
+def checked(loaded: Iterable[Loaded], replaced: "Replaced | None" = None) -> Iterator[Batch]:
+    """A loader's batches; `replaced` counts replaced images. Raises the loader's UserError here."""
+    waiting = iter(loaded)
     while True:
         try:
-            batch = next(batches)
+            batch, error, others = next(waiting)
         except StopIteration:
             return
-        except (RuntimeError, *LOST) as error:
-            died = worker_died(error)
+        except (RuntimeError, *LOST) as failure:
+            died = worker_died(failure)
             if died is None:
                 raise
             raise died from None
-        if isinstance(batch, UserError):
-            raise batch
-        if isinstance(batch[-1], Notes):
-            replaced.add(batch.pop())
+        if error is not None:
+            raise error
+        if others:
+            replaced.add(others)
         yield batch
 
 
+LOST = (ConnectionError, EOFError)  # raised when taking a tensor from a process that is gone
+
+
+def worker_died(error: Exception) -> UserError | None:
+    """The message if a loader process died, which torch raises anywhere in the main thread."""
+    if "DataLoader worker" not in str(error) and not isinstance(error, LOST):
+        return None
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    what = f"a loader process died ({lines[0]})"
+    return UserError("data.workers", what, "it may have run out of memory: use fewer")
+
+
 class Replaced:
-    """The unreadable images that were replaced in a run, at most `limit` different ones over all processes."""
+    """Unreadable images that a run has replaced, at most `limit` over all its processes."""
 
     def __init__(self, limit: int, errors: Iterable[str] = ()):
         """errors: those of the run so far."""
-        self.limit, self.errors = limit, set(errors)
+        self.limit = limit
+        self.errors = set(errors)
 
     def add(self, errors: Iterable[str]) -> None:
-        """Say and count what is new. Raises UserError where they become too many."""
+        """Warn about new errors and count them. Raises UserError if there are too many."""
         for error in sorted(set(errors) - self.errors):
             self.errors.add(error)
-            print(
-                f"warning: {error}; replaced ({len(self.errors)} of at most {self.limit})",
-                file=sys.stderr,
-            )
+            count = f"{len(self.errors)} of at most {self.limit}"
+            print(f"warning: {error}; replaced ({count})", file=sys.stderr)
         self.merge(())
 
     def merge(self, errors: Iterable[str]) -> None:
-        """Count those of the other processes too, which said them."""
+        """Count the errors that other processes have already reported."""
         self.errors.update(errors)
         if len(self.errors) > self.limit:
             what = f"{len(self.errors)} images cannot be read; the last: {max(self.errors)}"

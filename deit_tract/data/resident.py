@@ -1,139 +1,138 @@
 """Small images held on the device as one uint8 tensor, cropped and flipped a batch at a time.
 
-The pixels are those of the ordinary path to the bit: each view's crop and flip come from the same draws of the same
-seed (`augment.train_transform`), which cost microseconds on the CPU where decoding and cropping an image cost hundreds.
+The pixels are those of plain loading, bit for bit: each view's crop and flip come from the same
+draws of the same seed (`augment.train_transform`). They take microseconds on the CPU; decoding and
+cropping an image takes hundreds.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from deit_tract.common.errors import UserError
-from deit_tract.data.loader import Views, checked, loader
-from deit_tract.data.stream import View
+from deit_tract.data.loader import Batch, Loaded, Views, checked, loader, stacked
+from deit_tract.data.stream import Order, View, in_turn
 from deit_tract.recipe.settings.recipe import Augment, Recipe
 
 
-def batches(
-    images: Dataset,
-    transform: Callable,
-    replace: bool,
-    keys: Iterable,
-    workers: int,
-    device: torch.device,
-    collate: Callable = default_collate,
-) -> Iterable:
-    """Batches [images (b, c, h, w), labels (b,)] for lists of views: on the device if the images are, else on the CPU.
+class Resident:
+    """A data set's images as one tensor, with the border that `augment.crop_padding` adds.
 
-    For `stream.checked`; `replace` as of `stream.Views`, `collate` as of `stream.loader`.
-    """
-    if isinstance(images, Resident):
-        return images.batches(keys, workers, device)
-    return loader(Views(images, transform, replace), keys, workers, device.type == "cuda", collate)
-
-
-class Resident(Dataset):
-    """A data set's images as one tensor, with the border that `augment.crop_padding` adds; None adds and draws nothing.
-
-    Decodes all images when it is made. Raises UserError where they are not of the recipe's size.
+    Without `augment` nothing is added and drawn. Decodes all images when it is made. Raises
+    UserError if their size is not the recipe's.
     """
 
     def __init__(self, images: Dataset, recipe: Recipe, augment: Augment | None = None):
-        data, self.size = recipe.data, recipe.data.image_size
-        self.padding, self.flip = (augment.crop_padding, augment.flip) if augment else (0, 0.0)
+        data = recipe.data
+        self.size = data.image_size
+        self.padding = augment.crop_padding if augment else 0
+        self.flip = augment.flip if augment else 0.0
         pixels, self.labels = _decode(images, self.size, data.workers)
         border = [(0, 0), (self.padding,) * 2, (self.padding,) * 2, (0, 0)]
         mode = "reflect" if augment and augment.crop_fill == "reflect" else "constant"
         self.pixels = torch.from_numpy(np.pad(pixels, border, mode))  # (n, height, width, channels)
-        # tensors: a GPU multiplies by the rounded inverse of a Python number, which is another result
-        self.scale = [
-            torch.tensor(values).view(-1, 1, 1) for values in ([255.0], data.mean, data.std)
-        ]
+        # tensors: of a Python number a GPU takes the rounded inverse, which gives another result
+        constants = ([255.0], data.mean, data.std)
+        self.scale = [torch.tensor(values).view(-1, 1, 1) for values in constants]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(
-        self, keys: Iterable[list[View]], workers: int, device: torch.device
-    ) -> Iterator[list[Tensor]]:
-        """For each list of views its batch, on the device."""
-        self.pixels, self.labels, *self.scale = (
-            t.to(device) for t in (self.pixels, self.labels, *self.scale)
-        )
-        draws = DataLoader(
-            Draws(self.padding, self.flip),
-            batch_sampler=keys,
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-            collate_fn=_as_it_is,
-            prefetch_factor=4 if workers else None,
-        )
-        return (self.take(rows.to(device, non_blocking=True)) for rows in draws)
+    def move(self, device: torch.device) -> None:
+        self.pixels = self.pixels.to(device)
+        self.labels = self.labels.to(device)
+        self.scale = [constant.to(device) for constant in self.scale]
 
-    def take(self, rows: Tensor) -> list[Tensor]:
+    def take(self, rows: Tensor) -> Batch:
         """The batch of rows (sample, top, left, flipped), normalised."""
         index, top, left, flipped = rows.unsqueeze(-1).unbind(1)  # (b, 1) each
         line = torch.arange(self.size, device=rows.device)
-        across = left + torch.where(flipped.bool(), line.flip(0), line)
-        pixels = self.pixels[
-            index.unsqueeze(-1), (top + line).unsqueeze(-1), across.unsqueeze(1)
-        ]  # (b, h, w, c)
-        whole, mean, std = self.scale
-        images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(whole)
-        return [images.sub_(mean).div_(std), self.labels[index.squeeze(-1)]]
+        down = (top + line).unsqueeze(-1)
+        across = (left + torch.where(flipped.bool(), line.flip(0), line)).unsqueeze(1)
+        pixels = self.pixels[index.unsqueeze(-1), down, across]  # (b, h, w, c)
+        largest, mean, std = self.scale
+        images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(largest)
+        return {"image": images.sub_(mean).div_(std), "label": self.labels[index.squeeze(-1)]}
+
+
+@dataclass
+class ResidentFeed:
+    """Workers draw crops and flips; the batches are cut on the device."""
+
+    images: Resident
+    order: Order
+    lanes: Sequence[int]
+    workers: int
+    device: torch.device
+
+    def batches(self, steps: Sequence[int]) -> Iterator[Batch]:
+        self.images.move(self.device)
+        draws = Draws(self.images.padding, self.images.flip)
+        keys = in_turn(self.order, steps, self.lanes)
+        pin_memory = self.device.type == "cuda"
+        for batch in checked(loader(draws, keys, self.workers, pin_memory, _as_it_is)):
+            yield self.images.take(batch["rows"].to(self.device, non_blocking=True))
 
 
 class Draws(Dataset):
-    """Views as rows (sample, top, left, flipped), drawn as torchvision's RandomCrop and RandomHorizontalFlip do."""
+    """Views as rows (sample, top, left, flipped), drawn as torchvision's crop and flip draw."""
 
     def __init__(self, padding: int, flip: float):
-        self.padding, self.flip, self.generator = padding, flip, torch.Generator()
+        self.padding = padding
+        self.flip = flip
+        self.generator = torch.Generator()
 
-    def __getitems__(self, views: list[View]) -> Tensor:
-        return torch.tensor([self.draw(*view) for view in views])
+    def __getitems__(self, views: list[View]) -> Loaded:
+        return Loaded({"rows": torch.tensor([self.draw(*view) for view in views])})
 
     def draw(self, index: int, seed: int) -> tuple[int, int, int, bool]:
-        top = left = flipped = 0
+        top = left = 0
+        flipped = False
         if self.padding or self.flip:
             self.generator.manual_seed(seed)
         if self.padding:
-            top, left = (
-                int(torch.randint(0, 2 * self.padding + 1, (), generator=self.generator))
-                for _ in "hw"
-            )
+            top = self._place()
+            left = self._place()
         if self.flip:
             flipped = bool(torch.rand(1, generator=self.generator) < self.flip)
         return index, top, left, flipped
 
+    def _place(self) -> int:
+        return int(torch.randint(0, 2 * self.padding + 1, (), generator=self.generator))
 
-def _as_it_is(rows: Tensor) -> Tensor:
-    return rows
+
+def _as_it_is(batch: Loaded) -> Loaded:
+    return batch
 
 
-class _Pixels(Dataset):
-    """Images as arrays (height, width, channels) of one size."""
+class _Arrays(Dataset):
+    """Images as arrays (height, width, channels). Indexing raises UserError for another size."""
 
     def __init__(self, images: Dataset, size: int):
-        self.images, self.size = images, size
+        self.images = images
+        self.size = size
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int] | UserError:
-        try:
-            image, label = self.images[index]
-        except UserError as error:
-            return error
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        image, label = self.images[index]
         if image.size != (self.size, self.size):
-            what = f"image {index} has {image.width} x {image.height} px, data.image_size is {self.size}"
-            return UserError("data.resident", what, "set data.resident=false")
+            found = f"image {index} has {image.width} x {image.height} px"
+            what = f"{found}, data.image_size is {self.size}"
+            raise UserError("data.resident", what, "set data.resident=false")
         return np.array(image).reshape(self.size, self.size, -1), label
 
 
 def _decode(images: Dataset, size: int, workers: int) -> tuple[np.ndarray, Tensor]:
     """All pixels (n, size, size, channels) and labels (n,)."""
-    keys = [range(first, min(first + 500, len(images))) for first in range(0, len(images), 500)]
-    parts = list(checked(loader(_Pixels(images, size), keys, workers, False)))
-    return torch.cat([pixels for pixels, _ in parts]).numpy(), torch.cat(
-        [labels for _, labels in parts]
-    )
+    count = len(images)
+    keys = [
+        [View(index, 0) for index in range(first, min(first + 500, count))]
+        for first in range(0, count, 500)
+    ]
+    views = Views(_Arrays(images, size), torch.from_numpy)
+    parts = list(checked(loader(views, keys, workers, False, stacked)))
+    pixels = torch.cat([part["image"] for part in parts]).numpy()
+    return pixels, torch.cat([part["label"] for part in parts])

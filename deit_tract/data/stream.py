@@ -1,13 +1,14 @@
-"""The stream: which view of which image stands where, as pure functions of (seed, epoch, step, lane, position).
+"""The stream: which view of which image comes where, as pure functions of seed, step and lane.
 
-A batch is `lanes` equal lanes, each what one GPU of the published run sees. Nothing here holds random state: a view's
-crop and colours, a lane's mixup and drop path are drawn from generators seeded by what they are for, so a run can start
-at any step, on any number of processes, with any number of workers, and sees the same pixels.
+A batch is `lanes` equal lanes, each what one GPU of the published run sees. Nothing here holds
+random state: a view's crop and colours, a lane's mixup and drop path are drawn from generators
+seeded by what they are for. So a run can start at any step, on any number of processes, with any
+number of workers, and sees the same pixels.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -26,9 +27,10 @@ class View(NamedTuple):
 class Stream:
     """The order of a training run over `samples` images, dealt to lanes.
 
-    With seed 0 a lane's list of indices is that of the reference's sampler on the GPU of the same number: DeiT's
-    RASampler (samples.py; a permutation seeded by the epoch alone, each index `repeats` times in a row, dealt out by
-    rank, cut to a multiple of 256 images an epoch), without repeats torch's DistributedSampler.
+    With seed 0 a lane gets the indices that the reference's sampler gives the GPU of that number:
+    DeiT's RASampler (samplers.py: a permutation seeded by the epoch, each index `repeats` times in
+    a row, dealt out by rank, cut to a multiple of 256 images per epoch), without repeats torch's
+    DistributedSampler.
     """
 
     samples: int
@@ -40,10 +42,10 @@ class Stream:
 
     def __post_init__(self):
         if self.steps_per_epoch == 0:
-            what = f"{self.samples} images give a lane {self.views_per_lane} of the {self.lane_size} views of one step"
-            raise UserError(
-                "batch.size", what, f"use at most {max(self.views_per_lane, 1) * self.lanes}"
-            )
+            given = self.views_per_lane
+            wanted = f"the {self.lane_size} views of one step"
+            what = f"{self.samples} images give a lane {given} of {wanted}"
+            raise UserError("batch.size", what, f"use at most {max(given, 1) * self.lanes}")
 
     @property
     def views_per_lane(self) -> int:
@@ -60,10 +62,9 @@ class Stream:
         """The epoch's permutation of the samples; the last one is kept."""
         if epoch not in self._order:
             seed = epoch if self.seed == 0 else derive(self.seed, "order", epoch)
+            generator = torch.Generator().manual_seed(seed)
             self._order.clear()
-            self._order[epoch] = torch.randperm(
-                self.samples, generator=torch.Generator().manual_seed(seed)
-            )
+            self._order[epoch] = torch.randperm(self.samples, generator=generator)
         return self._order[epoch]
 
     def views(self, step: int, lane: int) -> list[View]:
@@ -80,6 +81,34 @@ class Stream:
         """Seed of all that a lane draws once a step: mixup, drop path, dropout."""
         return derive(self.seed, "lane", step, lane)
 
-    def batches(self, steps: Sequence[int], lanes: Sequence[int]) -> Iterator[list[View]]:
-        """One process's micro-batches: for each step, for each of its lanes."""
-        return (self.views(step, lane) for step in steps for lane in lanes)
+
+@dataclass(frozen=True)
+class Once:
+    """Every sample once, unchanged: lane r of `lanes` takes samples r, r + lanes, ..."""
+
+    samples: int
+    lanes: int
+    lane_size: int
+    repeats: ClassVar[int] = 1
+
+    def views(self, step: int, lane: int) -> list[View]:
+        mine = range(lane, self.samples, self.lanes)
+        first = step * self.lane_size
+        return [View(index, 0) for index in mine[first : first + self.lane_size]]
+
+    def steps(self, lane: int) -> int:
+        """Batches of a lane, the last of which may be smaller."""
+        return -(-len(range(lane, self.samples, self.lanes)) // self.lane_size)
+
+
+class Order(Protocol):
+    """The views of each step's lanes: a `Stream` in training, `Once` in an evaluation."""
+
+    repeats: int
+
+    def views(self, step: int, lane: int) -> list[View]: ...
+
+
+def in_turn(order: Order, steps: Sequence[int], lanes: Sequence[int]) -> Iterator[list[View]]:
+    """For each step, for each of the lanes, its views."""
+    return (order.views(step, lane) for step in steps for lane in lanes)

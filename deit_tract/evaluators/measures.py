@@ -1,4 +1,4 @@
-"""What can be said of predictions one by one: per class, against other labels, calibration, confusion. NumPy alone."""
+"""Measures of single predictions: per class, other labels, calibration, confusion. Only NumPy."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,17 +7,15 @@ import numpy as np
 
 
 class Samples(NamedTuple):
-    """What a model said of each of n samples, in the data set's order."""
+    """A model's predictions of n samples, in the data set's order."""
 
     labels: np.ndarray  # (n,) the right classes
-    best: (
-        np.ndarray
-    )  # (n, k) the k = 5 classes with the largest logits (or all, of fewer), largest first
+    best: np.ndarray  # (n, 5) the classes with the largest logits, largest first; of fewer all
     confidence: np.ndarray  # (n,) softmax probability of the first of them
 
 
 def per_class(samples: Samples, names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a class: samples, top-1 and top-5 in percent, how often it is predicted, what it is most taken for.
+    """One row per class: samples, accuracies in percent, predictions of it, most frequent mistake.
 
     `names` are those of all classes; the accuracies of a class without samples are None.
     """
@@ -50,15 +48,12 @@ def confusion(samples: Samples, classes: int) -> np.ndarray:
 
 
 def confused(matrix: np.ndarray, most: int) -> list[tuple[int, int, int]]:
-    """The most frequent mistakes of a confusion matrix: (right class, predicted class, times), frequent first."""
+    """The most frequent mistakes of a confusion matrix: (right class, predicted class, times)."""
     wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
-    return [
-        (int(right), int(said), int(wrong[right, said]))
-        for right, said in pairs
-        if wrong[right, said]
-    ]
+    mistakes = [(int(right), int(taken), int(wrong[right, taken])) for right, taken in pairs]
+    return [mistake for mistake in mistakes if mistake[2]]
 
 
 class Bin(NamedTuple):
@@ -72,15 +67,16 @@ class Bin(NamedTuple):
 
 
 def calibration(samples: Samples, bins: int = 15) -> tuple[float, list[Bin]]:
-    """Expected calibration error in percent (Guo et al. 2017, equation 3; equal bins of confidence), and its bins."""
+    """Expected calibration error in percent (Guo et al. 2017, equation 3), and its equal bins."""
     right = samples.best[:, 0] == samples.labels
-    place = np.clip(
-        np.ceil(samples.confidence.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1
-    )
-    rows, error = [], 0.0
+    upper = np.ceil(samples.confidence.astype(np.float64) * bins).astype(int)
+    place = np.clip(upper - 1, 0, bins - 1)
+    rows = []
+    error = 0.0
     for number in range(bins):
         mine = place == number
-        count, confidence, top1 = int(mine.sum()), None, None
+        count = int(mine.sum())
+        confidence = top1 = None
         if count:
             confidence = 100 * float(samples.confidence[mine].mean(dtype=np.float64))
             top1 = 100 * int(right[mine].sum()) / count
@@ -90,15 +86,12 @@ def calibration(samples: Samples, bins: int = 15) -> tuple[float, list[Bin]]:
 
 
 def any_of(samples: Samples, answers: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Top-1 and top-5 (percent) where any of a sample's answers counts as right; samples without one are left out.
+    """Top-1 and top-5 in percent if any of a sample's answers counts; those without are left out.
 
     The protocol of ImageNet's reassessed labels (Beyer et al. 2020, arXiv 2006.07159).
     """
-    kept = [
-        (best.tolist(), set(right))
-        for best, right in zip(samples.best, answers, strict=True)
-        if right
-    ]
+    pairs = zip(samples.best, answers, strict=True)
+    kept = [(best.tolist(), set(right)) for best, right in pairs if right]
     count = len(kept)
     top1 = sum(best[0] in right for best, right in kept)
     top5 = sum(not right.isdisjoint(best) for best, right in kept)

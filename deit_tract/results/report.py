@@ -10,10 +10,9 @@ from deit_tract.common.errors import UserError
 from deit_tract.common.files import disk_errors
 from deit_tract.evaluators import measures
 
-MOST_NAMES, MOST_NUMBERS = (
-    50,
-    20,
-)  # classes up to which the confusion picture has their names, and counts in its cells
+# classes up to which the confusion picture has
+MOST_NAMES = 50  # their names
+MOST_NUMBERS = 20  # counts in its cells
 
 
 def bins(rows: list[dict[str, Any]]) -> str:
@@ -25,37 +24,43 @@ def bins(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def per_class(rows: list[dict[str, Any]], file: str) -> list[str]:
-    """The lines of the table of `measures.per_class`, or, with a file, that it was written there."""
-    if file:
-        with (
-            disk_errors(Path(file), "name another file"),
-            open(file, "w", newline="", encoding="utf-8") as target,
-        ):
+def write_csv(rows: list[dict[str, Any]], file: Path) -> None:
+    """Rows of the same keys as a file. Raises UserError if it cannot be written."""
+    with disk_errors(file, "name another file"):
+        with open(file, "w", newline="", encoding="utf-8") as target:
             writer = csv.DictWriter(target, rows[0])
             writer.writeheader()
             writer.writerows(rows)
+
+
+def per_class(rows: list[dict[str, Any]], file: str) -> list[str]:
+    """The lines of the table of `measures.per_class`; with a file it is written there instead."""
+    if file:
+        write_csv(rows, Path(file))
         return [f"wrote {file}"]
     width = max(len(row["name"]) for row in rows)
     lines = ["", f"{'class':<{width + 6}} images  top-1 %  top-5 %  predicted  most taken for"]
     for row in rows:
-        right = (
-            "        -        -" if row["top1"] is None else f"{row['top1']:9.2f}{row['top5']:9.2f}"
-        )
+        right = f"{'-':>9}{'-':>9}"
+        if row["top1"] is not None:
+            right = f"{row['top1']:9.2f}{row['top5']:9.2f}"
+        name = f"{row['class']:>4}  {row['name']:<{width}}"
         taken = f"  {row['taken_for']} ({row['times']})" if row["times"] else ""
-        lines.append(
-            f"{row['class']:>4}  {row['name']:<{width}}{row['count']:>7,}{right}{row['predicted']:>11,}{taken}"
-        )
+        lines.append(f"{name}{row['count']:>7,}{right}{row['predicted']:>11,}{taken}")
     return lines
 
 
 def confused(names: list[str], confusion: list[list[int]], file: Path) -> list[str]:
-    """Draws a confusion matrix; the lines of its most frequent mistakes. UserError where it cannot be written."""
+    """Draw a confusion matrix; returns lines with its most frequent mistakes.
+
+    Raises UserError if the picture cannot be written.
+    """
     matrix = np.array(confusion)
     draw(names, matrix, file)
     lines = [f"wrote {file}; most frequent mistakes:"]
-    for right, said, times in measures.confused(matrix, 5):
-        lines.append(f"  {names[right]} taken for {names[said]}: {times} of {matrix[right].sum()}")
+    for right, predicted, times in measures.confused(matrix, 5):
+        mistake = f"{names[right]} taken for {names[predicted]}"
+        lines.append(f"  {mistake}: {times} of {matrix[right].sum()}")
     return lines
 
 
@@ -70,20 +75,16 @@ def draw(names: list[str], matrix: np.ndarray, file: Path) -> None:
     side = min(4 + 0.25 * count, 16)
     figure, axis = pyplot.subplots(figsize=(side + 1, side), layout="constrained")
     share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure.colorbar(
-        axis.imshow(share, cmap="Blues", vmin=0, vmax=100),
-        label="% of the class's images",
-        shrink=0.8,
-    )
+    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, label="% of the class's images", shrink=0.8)
     axis.set(xlabel="predicted class", ylabel="right class")
     if count <= MOST_NAMES:
         axis.set_xticks(range(count), names, rotation=90)
         axis.set_yticks(range(count), names)
     for row, column in np.argwhere(matrix) if count <= MOST_NUMBERS else ():
         color = "white" if share[row, column] > 50 else "black"
-        axis.text(
-            column, row, matrix[row, column], ha="center", va="center", color=color, fontsize=8
-        )
+        place = {"ha": "center", "va": "center", "fontsize": 8}
+        axis.text(column, row, matrix[row, column], color=color, **place)
     try:
         figure.savefig(file, dpi=120, bbox_inches="tight")
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from deit_tract.common.errors import UserError
 from deit_tract.recipe.describe import differences
 from deit_tract.recipe.resolve import Recipe, load_recipe
+from deit_tract.recipe.settings.recipe import HEADLINES
 from deit_tract.train.log import read_metrics
 
 Points = list[tuple[float, float]]  # (epoch, value), epochs rising
@@ -52,7 +53,7 @@ class Group:
     @property
     def title(self) -> str:
         """What its score is called."""
-        return {"top1": "top-1", "map07": "mAP07"}[self.recipe.headline]
+        return HEADLINES[self.recipe.task].title
 
     @property
     def name(self) -> str:

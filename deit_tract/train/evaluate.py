@@ -1,87 +1,88 @@
 """Exact evaluation: every sample counted once, whatever the number of processes."""
 
 from collections.abc import Callable
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
-from torch import nn
+from torch import Tensor, nn
 
-from deit_tract.data import resident
-from deit_tract.data.loader import checked
-from deit_tract.data.stream import View
-from deit_tract.models.precision import autocast
-from deit_tract.recipe.settings.recipe import Recipe
+from deit_tract.common.errors import UserError
+from deit_tract.data.feed import make_feed
+from deit_tract.data.stream import Once
+from deit_tract.evaluators.evaluator import Evaluator
 
 
-def evaluate(
-    task, model: nn.Module, recipe: Recipe, accelerator: Accelerator, folder: Path | None = None
-) -> dict[str, float]:
-    """The task's metrics of a bare model over the validation data, the same on every process.
-
-    `folder` takes what the task has to show beside them.
-    """
-    cast = partial(autocast, recipe, accelerator.device)
-    return evaluate_by(
-        task, model, accelerator, recipe.evaluate.batch_size, recipe.data.workers, cast, folder
-    )
+def start_processes(precision: str) -> Accelerator:
+    """The Accelerator of an evaluation by itself. UserError if its device lacks the precision."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--precision", "fp16 needs a CUDA GPU", "give --precision float32 or bf16")
+    mixed = "no" if precision == "float32" else precision
+    return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed)
 
 
 @torch.inference_mode()
-def evaluate_by(
-    task,
+def evaluate(
+    evaluator: Evaluator,
     model: nn.Module,
     accelerator: Accelerator,
-    size: int,
-    workers: int,
-    cast: Callable[[], Any],
+    cast: Callable[[], AbstractContextManager],
     folder: Path | None = None,
-) -> dict[str, float]:
-    """`evaluate` without a recipe: batches of `size` samples from so many loader workers, each in a context `cast()`.
+    progress: Callable[[int], object] = lambda samples: None,
+) -> dict[str, Any]:
+    """An evaluator's metrics of a model without wrappers, the same on every process.
 
-    Process r takes samples r, r + processes, ...; nothing is padded, the sums are added, the records joined.
+    Process r takes samples r, r + processes, ...; nothing is padded. Each forward pass is in a
+    context `cast()`. `folder` takes the evaluator's report, `progress` is told the number of
+    samples after each batch.
     """
-    count, device = len(task.val_data), accelerator.device
-    mine = range(accelerator.process_index, count, accelerator.num_processes)
-    batches = [
-        [View(index, 0) for index in mine[first : first + size]]
-        for first in range(0, len(mine), size)
-    ]
-    data = resident.batches(
-        task.val_data, task.eval_transform, False, batches, workers, device, task.collate
-    )
-    names, total, records = [], torch.zeros(0), []
+    count = len(evaluator.source.images)
+    rank = accelerator.process_index
+    order = Once(count, accelerator.num_processes, evaluator.settings.batch_size)
+    feed = make_feed(evaluator.source, order, [rank], evaluator.workers, accelerator.device)
+    totals: dict[str, Tensor] = {}
+    records: list = []
     was_training = model.training
     model.eval()
-    for batch in checked(data):
+    for batch in feed.batches(range(order.steps(rank))):
         # a compiled model would be compiled again, for this mode and the last batch's size
         with cast(), torch.compiler.set_stance("force_eager"):
-            sums = task.evaluate(model, send_to_device(batch, device, non_blocking=True))
+            sums = evaluator.measure(model, batch)
         records += sums.pop("records", [])
-        names, values = list(sums), torch.stack([value.float() for value in sums.values()])
-        total = values if not len(total) else total + values
+        for name, value in sums.items():
+            totals[name] = totals[name] + value.float() if name in totals else value.float()
+        progress(len(batch["image"]))
     model.train(was_training)
-    mine = dict(zip(names, total.tolist(), strict=True)) | {"records": records}
-    sums = _add_up(mine, accelerator, count)
-    if folder is not None and accelerator.is_main_process:
-        task.report(sums, folder)
-    return task.summarize(sums)
-
-
-def _add_up(mine: dict, accelerator: Accelerator, count: int) -> dict:
-    """Sums over processes, of which some may have had no sample; every sample must be in them once."""
-    sums: dict = {}
-    for share in shares(mine, accelerator):
-        for name, value in share.items():
-            sums[name] = sums[name] + value if name in sums else value
+    sums = _added_up(totals, accelerator)
+    sums["records"] = in_order(_shares(records, accelerator))
     assert sums["count"] == count, f"evaluated {sums['count']} of {count} samples"
+    metrics = evaluator.summarize(sums)
+    if folder is not None and accelerator.is_main_process:
+        evaluator.report(sums, folder)
+    return metrics
+
+
+def _added_up(totals: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Any]:
+    """Sums over processes, some of which may have had no sample."""
+    values = torch.stack([*totals.values()]).tolist() if totals else []
+    sums: dict[str, float] = {}
+    for share in _shares(dict(zip(totals, values, strict=True)), accelerator):
+        for name, value in share.items():
+            sums[name] = sums.get(name, 0.0) + value
     return sums
 
 
-def shares(mine: Any, accelerator: Accelerator) -> list:
+def in_order(shares: list[list]) -> list:
+    """All processes' records in the data set's order; r has those of r, r + processes, ..."""
+    records: list = [None] * sum(map(len, shares))
+    for rank, share in enumerate(shares):
+        records[rank :: len(shares)] = share
+    return records
+
+
+def _shares(mine: Any, accelerator: Accelerator) -> list:
     """What each process hands in, process 0's first, on every process."""
     everyone = [mine] * accelerator.num_processes
     if accelerator.num_processes > 1:

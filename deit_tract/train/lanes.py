@@ -3,8 +3,6 @@
 import torch
 from torch import nn
 
-# cifar_models registers its models with timm
-from deit_tract import tract  # noqa: F401
 from deit_tract.common.errors import UserError
 from deit_tract.engine.deepspeed import zero_stage
 from deit_tract.models.build import build_model
@@ -14,7 +12,7 @@ from deit_tract.recipe.settings.recipe import Recipe
 
 
 def couples_samples(model: nn.Module) -> str | None:
-    """The name of a layer because of which lanes cannot share a forward; None where there is none.
+    """The layer because of which lanes cannot share a forward pass; None if there is none.
 
     Batch normalisation takes statistics of all samples; dropout draws in the order of all samples.
     """
@@ -27,30 +25,27 @@ def couples_samples(model: nn.Module) -> str | None:
 
 
 def lanes_per_forward(recipe: Recipe, net: nn.Module, device: torch.device) -> int:
-    """How many lanes share a forward pass. Raises UserError where the recipe wants several and the model forbids it.
+    """How many lanes share a forward pass. UserError if the model forbids what the recipe asks.
 
-    "auto" takes several on a CUDA GPU alone: as many as make cost.FILLING images, fit its memory and may share.
+    "auto" takes several only on a CUDA GPU: as many as make cost.FILLING images, fit its memory and
+    may share.
     """
     if recipe.task == "detect":
         return 1
-    asked, coupled = recipe.batch.lanes_per_forward, couples_samples(net)
+    asked = recipe.batch.lanes_per_forward
+    coupled = couples_samples(net)
     if isinstance(asked, int):
         if asked > 1 and coupled:
             what = f"{coupled} depends on the other samples of a forward"
             raise UserError("batch.lanes_per_forward", what, "set it to 1 or auto")
         return asked
-    several = cost.lanes_together(recipe)
-    if (
-        device.type != "cuda"
-        or coupled
-        or several == 1
-        or recipe.batch.exact
-        or zero_stage() is not None
-    ):
-        return 1  # DeepSpeed counts lanes as forward passes
+    wanted = cost.lanes_together(recipe)
+    if device.type != "cuda" or coupled or wanted == 1 or recipe.batch.exact:
+        return 1
+    if zero_stage() is not None:  # DeepSpeed counts lanes as forward passes
+        return 1
     with torch.device("meta"):
         measured: Cost = cost.measure(recipe, build_model(recipe))
-    free = torch.cuda.get_device_properties(device).total_memory - sum(
-        cost.estimate_memory(recipe, measured).values()
-    )
-    return max(1, min(several, 1 + free // max(measured.activations, 1)))
+    needed = sum(cost.estimate_memory(recipe, measured).values())
+    free = torch.cuda.get_device_properties(device).total_memory - needed
+    return max(1, min(wanted, 1 + free // max(measured.activations, 1)))

@@ -1,4 +1,4 @@
-"""What a run says: its folder's files, the progress line, trackers, the clock. Only process 0 writes."""
+"""What process 0 reports of a run: metrics.jsonl, summary.json, progress line, trackers."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from deit_tract.common.files import disk_errors, write_atomic
 from deit_tract.recipe import published
+from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.train.clock import Clock
 
 
@@ -20,16 +21,23 @@ class RunLog:
         self,
         folder: Path,
         accelerator: Accelerator,
+        recipe: Recipe,
         headline: str,
         start: int,
         total: int,
         best: dict | None,
-        published_key: str | None = None,
     ):
-        """Go on at step `start` of `total`. Raises UserError where nothing is published under `published_key`."""
-        self.folder, self.accelerator, self.headline = folder, accelerator, headline
-        self.total, self.best = total, best
-        self.published = published.find(published_key) if published_key else None
+        """Resume at step `start` of `total`; `headline` is the metric that decides what is best.
+
+        Raises UserError if nothing is published under the recipe's key.
+        """
+        self.folder = folder
+        self.accelerator = accelerator
+        self.headline = headline
+        self.total = total
+        self.best = best
+        key = recipe.expect.published
+        self.published = published.find(key) if key else None
         self.final: dict | None = None
         self.main = accelerator.is_main_process
         self._bar = None
@@ -37,88 +45,90 @@ class RunLog:
             self._cut(start)
             if sys.stderr.isatty():
                 self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+        if recipe.log.trackers:
+            # as in metrics.jsonl, what a killed run wrote after its last checkpoint is dropped
+            options = {"tensorboard": {"purge_step": start + 1}}
+            accelerator.init_trackers(recipe.name, init_kwargs=options)
 
     @property
     def _metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 
     def _cut(self, start: int) -> None:
-        """Drop what a killed run wrote after the checkpoint that this one goes on from."""
+        """Drop what a killed run wrote after the checkpoint that this one resumes from."""
         kept = [record for record in read_metrics(self.folder) if record["step"] <= start]
         write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
         evaluations = [record for record in kept if self.headline in record]
         self.final = evaluations[-1] if evaluations else None
 
     def record(self, values: dict) -> None:
-        """One line of metrics.jsonl, and to the trackers."""
+        """Write one line of metrics.jsonl, and its numbers to the trackers."""
         if not self.main:
             return
         with disk_errors(self._metrics, "free some space and run the same command again"):
             with open(self._metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
-        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
-        self.accelerator.log(numbers, step=values["step"])
+        self.accelerator.log(_numbers(values), step=values["step"])
 
     def progress(self, values: dict, batch_size: int) -> None:
         """The line a person watches: epoch, step, loss, lr, images/s, wait for data, time left."""
         if not self.main:
             return
         self.record(values)
-        parts = (
+        parts = [
             f"epoch {values['epoch']:.2f}",
             f"loss {values['loss']:.4f}",
             f"lr {values['lr']:.2e}",
             f"{values['images_per_s']:.0f} img/s",
             f"wait {100 * values['data_wait']:.0f}%",
-            *([f"MFU {100 * values['mfu']:.0f}%"] if values.get("mfu") is not None else []),
-            *([f"{values['memory_gib']:.1f} GiB"] if "memory_gib" in values else []),
-            *self._standing(self.final),
-        )
+        ]
+        if values.get("mfu") is not None:
+            parts.append(f"MFU {100 * values['mfu']:.0f}%")
+        if "memory_gib" in values:
+            parts.append(f"{values['memory_gib']:.1f} GiB")
+        parts += self._standing(self.final)
         if self._bar is not None:
             self._bar.update(values["step"] - self._bar.n)
             self._bar.set_postfix_str(", ".join(parts))
-        else:
-            left = timedelta(
-                seconds=round((self.total - values["step"]) * batch_size / values["images_per_s"])
-            )
-            self.say(", ".join((f"step {values['step']}/{self.total}", *parts, f"{left} left")))
+            return
+        images = (self.total - values["step"]) * batch_size
+        left = timedelta(seconds=round(images / values["images_per_s"]))
+        self.say(", ".join((f"step {values['step']}/{self.total}", *parts, f"{left} left")))
 
     def evaluation(self, values: dict) -> None:
-        """The metrics of an evaluation; the best by the task's headline metric is remembered."""
+        """The metrics of an evaluation. The best by the headline metric is kept for the summary."""
         near = self._near(values)
         if near is not None:
             values = values | {"published_top1": near[1]}
-        self.final = values
-        if self.best is None or values[self.headline] > self.best[self.headline]:
-            self.best = values
+        if self.headline in values:  # another evaluator may be due more often
+            self.final = values
+            if self.best is None or values[self.headline] > self.best[self.headline]:
+                self.best = values
         self.record(values)
         standing = self._standing(values)
-        apart = ("step", "epoch", *(("top1", "published_top1") if standing else ()))
-        numbers = {
-            k: v for k, v in values.items() if isinstance(v, int | float)
-        }  # not the classes' own
-        shown = [*standing, *(f"{k} {v:.3f}" for k, v in numbers.items() if k not in apart)]
+        hidden = {"step", "epoch"} | ({"top1", "published_top1"} if standing else set())
+        numbers = _numbers(values).items()
+        shown = [*standing, *(f"{key} {value:.3f}" for key, value in numbers if key not in hidden)]
         self.say(f"step {values['step']}/{self.total}: {', '.join(shown)}")
 
     def _near(self, values: dict | None) -> tuple[float, float] | None:
-        """The published label nearest to an evaluation and its top-1; None where nothing is published there."""
-        return (
-            self.published.near(values["epoch"])
-            if self.published and values and "top1" in values
-            else None
-        )
+        """The published label nearest to an evaluation and its top-1; None if there is none."""
+        if self.published is None or values is None or "top1" not in values:
+            return None
+        return self.published.near(values["epoch"])
 
     def _standing(self, values: dict | None) -> list[str]:
-        """`top1 62.90 (published 63.12 at epoch 100, -0.22)` of an evaluation; empty where nothing is published."""
+        """`top1 62.90 (published 63.12 at epoch 100, -0.22)`; empty if nothing is published."""
         near = self._near(values)
         if near is None:
             return []
-        epoch, top1 = near
-        return [
-            f"top1 {values['top1']:.2f} (published {top1:.2f} at epoch {epoch:g}, {values['top1'] - top1:+.2f})"
-        ]
+        epoch, published_top1 = near
+        top1 = values["top1"]
+        theirs = f"published {published_top1:.2f} at epoch {epoch:g}"
+        return [f"top1 {top1:.2f} ({theirs}, {top1 - published_top1:+.2f})"]
 
     def say(self, line: str) -> None:
+        """Print a line."""
         if self.main:
             tqdm.write(line)  # keeps clear of the bar
             sys.stdout.flush()
@@ -139,6 +149,11 @@ class RunLog:
                 self._bar.close()
             write_atomic(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
+
+
+def _numbers(values: dict) -> dict[str, float]:
+    """Only the numbers; a detector's average precision by class is a dictionary."""
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}
 
 
 def read_metrics(folder: Path) -> list[dict]:

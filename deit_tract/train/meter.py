@@ -1,4 +1,4 @@
-"""Loss and gradient norm between two log lines, kept on the device."""
+"""Losses and gradient norm between two log lines, kept on the device."""
 
 import torch
 from accelerate import Accelerator
@@ -8,43 +8,70 @@ from deit_tract.common.errors import UserError
 
 
 class Meter:
-    """Loss and gradient norm since the last log line, kept on the device until they are read."""
+    """Named losses since the last log line and the last gradient norm, read only on demand."""
 
-    def __init__(self, accelerator: Accelerator, step: int, state: list | None):
+    def __init__(self, accelerator: Accelerator, state: dict | list | None):
+        """state: of a checkpoint; older ones have a list [loss, steps]."""
         self.accelerator = accelerator
         self.reset()
+        if isinstance(state, list):
+            loss, steps = state
+            state = {"losses": {"loss": loss}, "steps": steps}
         if state is not None:  # summed over processes when it was saved
-            loss, self.steps = state
-            self.loss += loss if accelerator.is_main_process else 0.0
+            self.steps = state["steps"]
+            share = 1.0 if accelerator.is_main_process else 0.0
+            losses = state["losses"].items()
+            self.sums = {name: self._zero + share * total for name, total in losses}
 
     def reset(self) -> None:
-        zero = torch.zeros((), device=self.accelerator.device)
-        self.steps, self.loss, self.norm = 0, zero, zero
-        self.bad = torch.full_like(zero, float("inf"))  # the first step that was not finite
+        self._zero = torch.zeros((), device=self.accelerator.device)
+        self.steps = 0
+        self.sums: dict[str, Tensor] = {}
+        self.norm = self._zero
+        self.bad = torch.full_like(self._zero, float("inf"))  # the first step that was not finite
 
-    def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
+    def add(self, step: int, losses: dict[str, Tensor], norm: Tensor) -> None:
+        """losses: the process's shares of the means over all lanes; "loss" is what is minimised."""
+        if not self.steps:
+            self.sums = dict.fromkeys(losses, self._zero)
+        # after an older checkpoint there is only "loss" until the next log line
+        self.sums = {name: total + losses[name] for name, total in self.sums.items()}
         self.steps += 1
-        self.loss, self.norm = self.loss + loss, norm
+        self.norm = norm
         # under a gradient scaler an infinite norm is a skipped step, not the end
-        finite = loss.isfinite() if self.accelerator.scaler else loss.isfinite() & norm.isfinite()
+        finite = losses["loss"].isfinite()
+        if not self.accelerator.scaler:
+            finite = finite & norm.isfinite()
         self.bad = torch.where(finite, self.bad, self.bad.clamp(max=step))
 
-    def read(self) -> tuple[float, float]:
-        """Mean loss over steps and lanes, and the last gradient norm, on every process. Waits for the device.
+    def read(self) -> tuple[dict[str, float], float]:
+        """Mean losses over steps and lanes, and the last norm, on every process. One device read.
 
         Raises UserError naming the first step that was not finite.
         """
-        shares = self.accelerator.gather(torch.stack([self.loss, self.bad]).unsqueeze(0))
-        loss, bad = shares[:, 0].sum(), shares[:, 1].min().item()
-        if bad != float("inf"):
-            what = "loss or gradient norm is not finite; the checkpoints before it are kept"
-            leave_out = f"to go on without this step, repeat the command with --set faults.skip_steps=[{int(bad)}]"
-            raise UserError(
-                f"step {int(bad)}", what, f"lower optim.lr or set optim.clip_grad anew; {leave_out}"
-            )
-        self.loss = loss if self.accelerator.is_main_process else torch.zeros_like(loss)
-        return loss.item() / max(self.steps, 1), self.norm.item()
+        mine = torch.stack([*self.sums.values(), self.bad]).unsqueeze(0)
+        *columns, bad = self.accelerator.gather(mine).unbind(1)  # a row per process
+        totals = [column.sum() for column in columns]
+        *values, first_bad, norm = torch.stack([*totals, bad.min(), self.norm]).tolist()
+        if first_bad != float("inf"):
+            raise _not_finite(int(first_bad))
+        if not self.accelerator.is_main_process:
+            totals = [self._zero] * len(totals)
+        names = list(self.sums)
+        self.sums = dict(zip(names, totals, strict=True))
+        means = [value / max(self.steps, 1) for value in values]
+        return dict(zip(names, means, strict=True)), norm
 
-    def state(self) -> list:
+    def state(self) -> dict:
         """What has been summed since the last log line, for a checkpoint; after `read`."""
-        return [self.loss.item(), self.steps]
+        return {
+            "losses": {name: total.item() for name, total in self.sums.items()},
+            "steps": self.steps,
+        }
+
+
+def _not_finite(step: int) -> UserError:
+    what = "loss or gradient norm is not finite; the checkpoints before it are kept"
+    skip = f"repeat the command with --set faults.skip_steps=[{step}]"
+    instead = f"lower optim.lr or set optim.clip_grad anew; to go on without this step, {skip}"
+    return UserError(f"step {step}", what, instead)

@@ -1,4 +1,4 @@
-"""Where a fine-tuning starts: what --checkpoint means, and whether its classifier fits the recipe's data set."""
+"""Where a fine-tuning starts: the weights of --checkpoint, and whether its classifier fits."""
 
 from pathlib import Path
 
@@ -14,23 +14,23 @@ WEIGHTS = "model.safetensors"
 
 
 def load_start_weights(net: nn.Module, recipe: Recipe, source: str) -> str:
-    """Load what --checkpoint names into a model built by `models.build`, and say what was done.
+    """Load what --checkpoint names into a model of `build_model`; returns the origin in words.
 
-    source: a run's folder (its newest checkpoint), a folder with model.safetensors, a .safetensors or .pth file, or
-    timm:NAME or torchvision:NAME. Raises UserError where there is nothing, where the weights are of another model, or
-    where a run's classifier is for another data set and no fresh one is asked for: the number of classes may well be
-    the same.
+    source: a run's folder (its newest checkpoint), a folder with model.safetensors, a .safetensors
+    or .pth file, timm:NAME or torchvision:NAME. Raises UserError if there is nothing, if the
+    weights are of another model, or if a run's classifier is for another data set and no fresh one
+    is asked for: the number of classes may be the same.
     """
     if not recipe.model.new_head:
         _check_head(source, recipe)
     load_weights(net, weights_of(source), recipe.model.new_head)
     if recipe.task == "detect":
-        return f"; starts from {source}"
-    return f"; starts from {source}, {'a fresh classifier' if recipe.model.new_head else 'its classifier too'}"
+        return source
+    return f"{source}, {'a fresh classifier' if recipe.model.new_head else 'its classifier too'}"
 
 
 def weights_of(source: str) -> str:
-    """The file of weights that --checkpoint means, or a hub's NAME as it is. Raises UserError where there is none."""
+    """The file of weights that --checkpoint means, or a hub's NAME. UserError if there is none."""
     path = Path(source)
     if source.startswith(("timm:", "torchvision:")) or path.is_file():
         return source
@@ -55,22 +55,19 @@ def weights_of(source: str) -> str:
 
 
 def _check_head(source: str, recipe: Recipe) -> None:
-    """Compare the data sets of a run and of the recipe; a file alone does not tell its own."""
+    """Compare the data sets of a run and of the recipe; a file does not tell its own."""
     path = Path(source) / "recipe.yaml"
     if not path.is_file():
         return
     run = load_recipe(str(path))
     if recipe.task == "detect":
         if run.detect and run.detect.class_names != recipe.detect.class_names:
-            raise UserError(
-                source, "finds other classes than detect.class_names", "start from VGG-16's weights"
-            )
+            what = "finds other classes than detect.class_names"
+            raise UserError(source, what, "start from VGG-16's weights")
         return  # a classifier's last layer is left out
     old, new = run.data, recipe.data
     if (old.name, old.classes) != (new.name, new.classes):
-        what = f"its classifier is for the {old.classes} classes of {old.name}, not the {new.classes} of {new.name}"
-        raise UserError(
-            source,
-            what,
-            f"set model.new_head=true, or give its {WEIGHTS} where the classes are the same",
-        )
+        theirs = f"the {old.classes} classes of {old.name}"
+        what = f"its classifier is for {theirs}, not the {new.classes} of {new.name}"
+        instead = f"set model.new_head=true, or give its {WEIGHTS} where the classes are the same"
+        raise UserError(source, what, instead)

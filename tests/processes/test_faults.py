@@ -15,11 +15,12 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from deit_tract.common.errors import UserError
-from deit_tract.data.loader import Replaced, Views, checked, loader
+from deit_tract.data.loader import Replaced, Views, checked, loader, stacked
 from deit_tract.data.stream import View
 from deit_tract.train import log
 from deit_tract.train.folder import Lock
@@ -171,7 +172,7 @@ def read(bad, workers=0, limit=3):
     views = Views(Broken(bad), lambda image: image + np.random.random(), replace=True)
     keys = [[View(index, 100 + index) for index in range(4 * b, 4 * b + 4)] for b in range(3)]
     replaced = Replaced(limit)
-    return list(checked(loader(views, keys, workers, False), replaced)), replaced
+    return list(checked(loader(views, keys, workers, False, stacked), replaced)), replaced
 
 
 def test_an_unreadable_image_is_replaced_by_another_the_same_everywhere(capsys):
@@ -184,18 +185,19 @@ def test_an_unreadable_image_is_replaced_by_another_the_same_everywhere(capsys):
         "warning: 2.png: cannot be read as an image; replaced (1 of at most 3)"
         in capsys.readouterr().err
     )
-    assert all(
-        (a == b).all()
-        for one, two in zip(batches, others, strict=True)
-        for a, b in zip(one, two, strict=True)
-    )
-    labels = [label for batch in batches for label in batch[1].tolist()]
+    for one, other in zip(batches, others, strict=True):
+        assert one.keys() == other.keys() == {"image", "label"}
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    labels = [label for batch in batches for label in batch["label"].tolist()]
     assert [label for index, label in enumerate(labels) if index not in (2, 7)] == [
         index for index in range(12) if index not in (2, 7)
     ]
     assert not {2, 7} & set(labels)
     plain = Views(Broken({7}), lambda image: image + np.random.random())[View(0, 100)]
-    assert (plain[0] == batches[0][0][0].numpy()).all(), "a good image is as without the setting"
+    assert plain.error is None and not plain.replaced
+    assert (plain.data["image"] == batches[0]["image"][0].numpy()).all(), (
+        "a good image is as without the setting"
+    )
 
 
 def test_too_many_unreadable_images_end_the_run():

@@ -6,7 +6,7 @@ import io
 import json
 import runpy
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from deit_tract import tasks
+from deit_tract.data.sets.load import load_splits
+from deit_tract.evaluators import build_evaluators
+from deit_tract.models.build import build_model
 from deit_tract.recipe.describe import explain
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.train import loop
@@ -31,6 +33,9 @@ def test_a_run_leaves_metrics_a_table_and_pictures(tmp_path):
         tmp_path, *short(3, *SMALL, "evaluate.pictures=2", "evaluate.every_steps=2"), recipe=RECIPE
     )
     assert len(losses(records)) == 3
+    parts = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
+    for record in records[:2]:
+        assert record["loss"] == pytest.approx(sum(record[name] for name in parts), rel=1e-5)
     evaluations = [record for record in records if "map07" in record]
     assert [record["step"] for record in evaluations] == [2, 3]
     assert {"map07", "map_area", "detections", "ap07"} <= evaluations[0].keys()
@@ -50,9 +55,10 @@ def test_a_recorded_evaluation_is_that_of_its_checkpoint(tmp_path):
     """Standing alone: the weights read back, another batch size, and a worker."""
     records = train(tmp_path, *short(3, *SMALL), recipe=RECIPE)
     recipe = load_recipe(RECIPE, [*SMALL, "evaluate.batch_size=3", "data.workers=1"])
-    alone = tasks.build(recipe)
-    alone.bare.load_state_dict(weights(tmp_path, 3))
-    metrics = evaluate(alone, alone.bare, recipe, Accelerator(cpu=True))
+    model = build_model(recipe)
+    model.load_state_dict(weights(tmp_path, 3))
+    [detection] = build_evaluators(recipe, load_splits(recipe.data, recipe.detect).val)
+    metrics = evaluate(detection, model, Accelerator(cpu=True), nullcontext)
     assert metrics == {name: records[-1][name] for name in metrics}
 
 
@@ -156,7 +162,7 @@ def test_the_evaluation_tool_gives_the_runs_own_numbers(tmp_path):
         ),
         (
             ["--data", "digits"],
-            "error: --data digits: has no boxes; give one of voc, voc2007, synthetic",
+            "error: --data digits: has no boxes; give one of synthetic, voc, voc2007",
         ),
     ):
         assert tool("evaluate.py", tmp_path / "run", *options)[::2] == (2, [line])

@@ -11,14 +11,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import Subset
 
 from deit_tract.common.errors import UserError
-from deit_tract.data.loader import Views
+from deit_tract.data.feed import make_feed
+from deit_tract.data.sets.load import load_splits
+from deit_tract.evaluators.classification import Classification
 from deit_tract.models.build import build_model
 from deit_tract.optim import lamb
 from deit_tract.recipe import launch
 from deit_tract.recipe.describe import differences
 from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.settings.recipe import Evaluate
+from deit_tract.tasks import build_task
 from deit_tract.tasks.classify import Classify
 from deit_tract.train import loop
 from tests.helpers.loop import same, weights
@@ -83,18 +88,17 @@ def test_the_update_is_that_of_the_mean_over_lanes(tmp_path):
     overrides += ["schedule.name=constant", "schedule.warmup_lr=0.5"]
     train(tmp_path, *overrides)
     recipe = load_recipe("quickstart", overrides)
-    task = Classify(recipe)
+    task = build_task(recipe, load_splits(recipe.data, recipe.detect).train)
     stream = loop.Stream(1437, 4, 16, 3, 0)
-    task.bare.train()
+    task.model.train()
     total = 0.0
     for lane in range(4):
-        views = Views(task.train_data, task.train_transform)
-        images, labels = zip(*(views[view] for view in stream.views(0, lane)), strict=True)
-        batch = [task.train_transform.finish(torch.stack(images)), torch.tensor(labels)]
-        total = total + task.loss(task.bare, batch, stream.lane_seed(0, lane))["loss"]
+        feed = make_feed(task.source, stream, [lane], 0, torch.device("cpu"))
+        batches = list(feed.batches([0]))
+        total = total + task.loss(task.model, batches, [stream.lane_seed(0, lane)])["loss"]
     (total / 4).backward()
     saved = weights(tmp_path, 1)
-    for name, p in task.bare.named_parameters():
+    for name, p in task.model.named_parameters():
         torch.testing.assert_close(saved[name], p.detach() - 0.5 * p.grad, atol=1e-6, rtol=1e-5)
 
 
@@ -333,3 +337,25 @@ def test_an_unreadable_photo_ends_the_run_with_its_path(tmp_path):
     ]
     with pytest.raises(UserError, match=r"train/b/3.png: cannot be read as an image"):
         train(tmp_path / "run", *overrides, recipe="folder_vit_ti", data_dir=str(tmp_path / "data"))
+
+
+def test_a_run_may_have_several_evaluators_each_with_its_own_cadence(tmp_path, monkeypatch, capsys):
+    """The first decides what is best; the metrics of the others carry their names."""
+
+    def two(recipe, images):
+        first = Classification.of_recipe(recipe, images)
+        second = Classification.of_recipe(recipe, Subset(images, range(50)))
+        second.name = "fifty"
+        second.settings = Evaluate(every_steps=1)
+        return [first, second]
+
+    monkeypatch.setattr(loop, "build_evaluators", two)
+    records = train(tmp_path, *short(4, "evaluate.every_steps=2", "ema.decay=0.9"))
+    second = {record["step"] for record in records if "fifty_top1" in record}
+    assert second == {1, 2, 3, 4}
+    assert {record["step"] for record in records if "top1" in record} == {2, 4}
+    assert {"ema_top1", "fifty_top5", "fifty_ema_top1"} <= records[-1].keys()
+    assert records[-1]["fifty_val_loss"] != records[-1]["val_loss"]
+    assert "step 3/4: fifty_top1" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["final"] == records[-1] and "top1" in summary["best"]

@@ -44,7 +44,7 @@ def test_a_run_its_checkpoint_its_file_and_an_export_give_the_same_weights(digit
     ]
     for place in places:
         net, said = started(place)
-        assert same(net, weights) and said == f"; starts from {place}, its classifier too"
+        assert same(net, weights) and said == f"{place}, its classifier too"
     assert newest.name == "step_00000002", "the newest"
     with_tract, without = started(digits)[0], started(digits, "model.tract=null")[0]
     assert same(with_tract, without.state_dict()), "TrAct leaves no trace in the weights"

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import seed_generators
+from deit_tract.data.sets.load import load_splits
 from deit_tract.data.transforms import augment, mix
 from deit_tract.models.build import build_model
 from deit_tract.models.drop_path import DropPath
@@ -24,7 +25,7 @@ from deit_tract.recipe.describe import differences
 from deit_tract.recipe.resolve import Recipe, load_recipe
 from deit_tract.schedule.durations import total_steps
 from deit_tract.schedule.learning_rate import learning_rate
-from deit_tract.tasks.classify import Classify
+from deit_tract.tasks import build_task
 from deit_tract.train import loop
 
 PRETRAINING = ["vit_s_400ep", "vit_s_800ep", "vit_b_400ep", "vit_b_800ep"]
@@ -173,26 +174,27 @@ def test_an_epoch_of_imagenet_is_625_steps_and_of_fine_tuning_2502():
 
 
 def test_pretraining_targets_are_zeros_and_ones_with_two_positives_at_most():
-    task = Classify(
-        small("vit_s_800ep", "data.name=synthetic", "data.image_size=32", "batch.size=16")
-    )
-    task.bare = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 1000))
+    recipe = small("vit_s_800ep", "data.name=synthetic", "data.image_size=32", "batch.size=16")
+    task = build_task(recipe, load_splits(recipe.data, recipe.detect).train)
+    task.model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 1000))
     seen = []
     criterion = F.binary_cross_entropy_with_logits
     task.criterion = lambda logits, targets: (
         seen.append(targets.gt(0)) or criterion(logits, targets.gt(0).float())
     )
     for seed in range(40):
-        task.loss(task.bare, [torch.randn(16, 3, 32, 32), torch.arange(16)], seed)
+        batch = {"image": torch.randn(16, 3, 32, 32), "label": torch.arange(16)}
+        task.loss(task.model, [batch], [seed])
     positives = torch.cat(seen).sum(1)
     assert positives.max() == 2 and (positives == 2).float().mean() > 0.9, "every lane is mixed"
 
 
 def test_pretraining_loss_starts_at_that_of_bce_over_1000_classes():
     recipe = small("vit_s_800ep_tract", "data.name=synthetic", "batch.size=16")
-    task = Classify(recipe)
-    task.bare.train()
-    loss = task.loss(task.bare, [torch.randn(4, 3, 224, 224), torch.arange(4)], 0)["loss"].item()
+    task = build_task(recipe, load_splits(recipe.data, recipe.detect).train)
+    task.model.train()
+    batch = {"image": torch.randn(4, 3, 224, 224), "label": torch.arange(4)}
+    loss = task.loss(task.model, [batch], [0])["loss"].item()
     assert loss == pytest.approx(math.log(2), abs=0.03)
 
 

@@ -33,8 +33,8 @@ from torchvision.transforms import v2
 from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import seed_generators
 from deit_tract.common.text import table
-from deit_tract.data import feed
-from deit_tract.data.loader import Views
+from deit_tract.data.feed import Source, make_feed
+from deit_tract.data.loader import Views, stacked
 from deit_tract.data.sets import decode
 from deit_tract.data.sets.images import Images
 from deit_tract.data.stream import Stream, View
@@ -208,9 +208,8 @@ def simple(
 
 def fed(stream: Stream, data: Dataset, transform: Callable) -> Callable[[int], list]:
     """Return a function of a step that loads it as the training loop does, without workers."""
-    views = Views(data, transform)
-    lanes = range(LANES)
-    return lambda step: list(feed.lane_batches(views, stream, range(step, step + 1), lanes, 0, CPU))
+    lanes = make_feed(Source(data, transform), stream, range(LANES), 0, CPU)
+    return lambda step: list(lanes.batches([step]))
 
 
 def variants(recipe: Recipe, files: list[Path]) -> dict[str, Callable[[], list]]:
@@ -244,7 +243,7 @@ def difference(recipe: Recipe, files: list[Path]) -> dict[str, float]:
 
     def differing(data: Dataset, transform: Callable) -> Tensor:
         lanes = zip(fed(stream, data, transform)(0), expected, strict=True)
-        return torch.cat([ours[0] != theirs[0] for ours, theirs in lanes]).float()
+        return torch.cat([ours["image"] != theirs[0] for ours, theirs in lanes]).float()
 
     exact = differing(images, augment.TrainTransform(recipe))
     deferred = fast.FastTransform(recipe, defer=True)
@@ -259,7 +258,8 @@ def on_device(
     transform = fast.FastTransform(recipe, defer=True)
     views = Views(decode.Decoded(Files(files)), transform)
     stream = stream_of(recipe, files, lanes=1)
-    images, _, draws = default_collate([views[view] for view in stream.views(0, 0)])
+    sample = stacked([views[view] for view in stream.views(0, 0)]).data
+    images, draws = sample["image"], sample["draws"]
     repeats = -(-batch // len(images))
     images = images.repeat(repeats, 1, 1, 1)[:batch]
     draws = draws.repeat(repeats, 1)[:batch]

@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deit_tract.common.text import table
-from deit_tract.data import feed
-from deit_tract.data.loader import Views
+from deit_tract.data.feed import Source, make_feed
 from deit_tract.data.stream import Stream, View
 from deit_tract.data.transforms import fast
 from deit_tract.recipe.resolve import load_recipe
@@ -60,8 +59,9 @@ def batches(
     stream = Stream(len(images), 1, recipe.batch.size, recipe.augment.repeats)
 
     def ours() -> Iterator:
-        views = Views(*fast.pipeline(recipe, images))
-        return feed.lane_batches(views, stream, range(1 << 30), [0], workers, device)
+        source = Source(*fast.pipeline(recipe, images))
+        batches = make_feed(source, stream, [0], workers, device).batches(range(1 << 30))
+        return ([batch["image"], batch["label"]] for batch in batches)
 
     def ready() -> Iterator:
         return itertools.repeat([batch.clone() for batch in next(ours())])

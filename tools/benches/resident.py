@@ -8,29 +8,24 @@ import argparse
 import time
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from deit_tract.common.text import table
-from deit_tract.data.resident import Resident, batches
+from deit_tract.data.feed import Feed, Source, make_feed
+from deit_tract.data.loader import Batch
+from deit_tract.data.resident import Resident
 from deit_tract.data.sets.load import load_splits
-from deit_tract.data.stream import Stream, View
+from deit_tract.data.stream import Stream
 from deit_tract.data.transforms import augment
 from deit_tract.recipe.resolve import load_recipe
-from deit_tract.recipe.settings.recipe import Recipe
 from tools.benches.measure import MIB, RATIOS, ratio_text, ratios, rounds_of, spread
 
 STEPS = 8  # in a round
 CPU = torch.device("cpu")
 
 
-def prepare(images: Dataset, recipe: Recipe, keys: list[list[View]]) -> list[list[Tensor]]:
-    return list(batches(images, augment.train_transform(recipe), False, keys, 0, CPU))
-
-
-def check_equal(one: list[list[Tensor]], other: list[list[Tensor]]) -> None:
+def check_equal(one: list[Batch], other: list[Batch]) -> None:
     for batch, same in zip(one, other, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(batch, same, strict=True))
+        assert all(torch.equal(batch[name], same[name]) for name in batch)
 
 
 def run(arguments: argparse.Namespace, device: torch.device) -> dict:
@@ -44,14 +39,20 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
     decoding = time.process_time() - start
     size = held.pixels.numel() / MIB
     print(f"{len(images):,} images decoded in {decoding:.1f} s of CPU time, {size:.0f} MiB\n")
-    variants = {"resident": held, "one by one": images}
+    sources = {
+        "resident": Source(held),
+        "one by one": Source(images, augment.train_transform(recipe)),
+    }
+    variants: dict[str, Feed] = {
+        name: make_feed(source, stream, [0], 0, CPU) for name, source in sources.items()
+    }
     samples: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds_of(arguments, 9)):
-        keys = [stream.views(STEPS * number + step, 0) for step in range(STEPS)]
+        steps = range(STEPS * number, STEPS * (number + 1))
         made = []
         for name, variant in variants.items():
             start = time.process_time()
-            made.append(prepare(variant, recipe, keys))
+            made.append(list(variant.batches(steps)))
             samples[name].append(time.process_time() - start)
         check_equal(*made)
     results, rows = {"decoding_s": decoding, "mib": size}, []

@@ -25,6 +25,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from deit_tract.common.text import table
+from deit_tract.data.sets.load import load_splits
 from deit_tract.engine.launch import launch, prepare
 from deit_tract.models.build import build_model
 from deit_tract.models.drop_path import DropPath, draw_drop_path
@@ -129,20 +130,22 @@ def theirs(
 
 def ours(recipe: Recipe, folder: Path, lanes_per_forward: int = 1, ahead: bool = True) -> Step:
     """Return what the training loop calls for the lanes of a step."""
-    task, lanes = Classify(recipe), recipe.batch.lanes
-    mine = prepare(launch(recipe, folder), recipe, task.bare)
-    task.bare.train()
+    task = Classify(recipe, load_splits(recipe.data).train)
+    lanes = recipe.batch.lanes
+    mine = prepare(launch(recipe, folder), recipe, task.model)
+    task.model.train()
     for layer in task.tract_layers:
         layer.ahead = ahead
     seeds = itertools.count()
 
     def step(images: Tensor, labels: Tensor) -> None:
-        parts = list(zip(images.chunk(lanes), labels.chunk(lanes), strict=True))
+        pairs = zip(images.chunk(lanes), labels.chunk(lanes), strict=True)
+        parts = [{"image": image, "label": label} for image, label in pairs]
         for first in range(0, lanes, lanes_per_forward):
             end = first + lanes_per_forward
             drawn = list(itertools.islice(seeds, lanes_per_forward))
             with mine.lane(end == lanes):
-                loss = task.together(mine.model, parts[first:end], drawn)["loss"]
+                loss = task.loss(mine.model, parts[first:end], drawn)["loss"]
                 mine.backward(loss * lanes_per_forward / lanes)
         mine.step(recipe.optim.lr)
 

@@ -53,7 +53,7 @@ class SyntheticObjects(Dataset):
     """Up to three bright rectangles on noise, each in its class's colour.
 
     Images of about `size` px, `places` their seeds; of three rectangles the last is difficult.
-    Indexing gives (Photo, index).
+    Indexing gives (Photo, None).
     """
 
     name = root = "synthetic"
@@ -65,8 +65,8 @@ class SyntheticObjects(Dataset):
     def __len__(self) -> int:
         return len(self.objects)
 
-    def __getitem__(self, index: int) -> tuple[Photo, int]:
-        return Photo(Image.fromarray(self._draw(index)[0]), self.objects[index], index), index
+    def __getitem__(self, index: int) -> tuple[Photo, None]:
+        return Photo(Image.fromarray(self._draw(index)[0]), self.objects[index], index), None
 
     def _draw(self, index: int) -> tuple[np.ndarray, Objects]:
         draws = np.random.default_rng(derive(0, "shapes", self.first + index))

@@ -58,7 +58,7 @@ def find_root(directory: Path, official: bool = False) -> Path:
 
 
 class Voc(Dataset):
-    """One split. Indexing gives (Photo, index).
+    """One split. Indexing gives (Photo, None).
 
     Indexing raises UserError if the image is not what its annotation says.
     """
@@ -89,7 +89,7 @@ class Voc(Dataset):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> tuple[Photo, int]:
+    def __getitem__(self, index: int) -> tuple[Photo, None]:
         path = self.root / "JPEGImages" / self.files[index]
         try:
             with Image.open(path) as image:
@@ -104,7 +104,7 @@ class Voc(Dataset):
                 f"is {image.width} x {image.height} px, its annotation says {size[0]} x {size[1]}"
             )
             raise UserError(path, what, "are the boxes of another version of the photo?")
-        return Photo(image, self.objects[index], index), index
+        return Photo(image, self.objects[index], index), None
 
 
 def _read_ids(path: Path) -> list[str]:

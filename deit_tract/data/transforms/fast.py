@@ -39,7 +39,7 @@ def pipeline(recipe: Recipe, images: Dataset) -> tuple[Dataset, "FastTransform"]
 class FastTransform(augment.TrainTransform):
     """A uint8 array (height, width[, 3]) to a uint8 tensor (h, w, c), which `finish` normalises for a batch.
 
-    With `defer` to (uint8 tensor (h, w, c), draws) instead: `finish` then draws the colours, too.
+    With `defer` to {"image": uint8 tensor (h, w, c), "draws": row}: `finish` then applies the colours, too.
     """
 
     def __init__(self, recipe: Recipe, defer: bool):
@@ -51,14 +51,14 @@ class FastTransform(augment.TrainTransform):
         )
         self.defer = defer
 
-    def __call__(self, array: np.ndarray) -> Tensor | tuple[Tensor, Tensor]:
+    def __call__(self, array: np.ndarray) -> Tensor | dict[str, Tensor]:
         pixels = torch.from_numpy(array)
         pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
         for step in self.on_tensors:
             pixels = _on_tensor(step, pixels)
         pixels = _on_pil(self.on_pil, pixels)
         if self.defer:
-            return pixels.permute(1, 2, 0).contiguous(), draw(self.colours)
+            return {"image": pixels.permute(1, 2, 0).contiguous(), "draws": draw(self.colours)}
         return _on_pil(self.colours, pixels).permute(1, 2, 0).contiguous()
 
 

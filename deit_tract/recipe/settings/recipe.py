@@ -1,6 +1,6 @@
 """Every setting of a recipe: sections and fields with type, limits and meaning. Adding a setting is adding a field."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, PrivateAttr
 
@@ -16,6 +16,16 @@ from deit_tract.recipe.settings.base import (
     Section,
 )
 from deit_tract.recipe.settings.detect import FasterRcnn
+
+
+class Headline(NamedTuple):
+    """The metric, in percent, that decides which evaluation is the best."""
+
+    metric: str  # its name in metrics.jsonl and under `expect`
+    title: str  # in sentences and tables
+
+
+HEADLINES = {"classify": Headline("top1", "top-1"), "detect": Headline("map07", "mAP07")}  # by task
 
 
 class Model(Section):
@@ -315,7 +325,7 @@ class Recipe(Section):
     @property
     def headline(self) -> str:
         """The metric that decides which evaluation is the best; percent."""
-        return {"classify": "top1", "detect": "map07"}[self.task]
+        return HEADLINES[self.task].metric
 
     @property
     def expected(self) -> float | None:

@@ -30,13 +30,18 @@ class Counted:
         return torch.full((4,), float(index)), index
 
 
+def lanes_of(images, transform, stream: Stream, lanes: range, workers: int) -> feed.Feed:
+    return feed.make_feed(feed.Source(images, transform), stream, lanes, workers, CPU)
+
+
 def look(image: torch.Tensor) -> torch.Tensor:
     return image + torch.rand(4) + random.random() + float(np.random.rand())
 
 
 class Deferred:
-    def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return image, torch.rand(4) + random.random() + float(np.random.rand())
+    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        draws = torch.rand(4) + random.random() + float(np.random.rand())
+        return {"image": image, "draws": draws}
 
     def finish(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         return images + draws
@@ -56,34 +61,34 @@ def test_lanes_hold_what_they_would_alone(workers, processes, repeats, lanes):
             continue
         images = Counted(600)
         expected = [
-            [Views(images, look)[view] for view in stream.views(step, lane)]
+            [Views(images, look)[view].data for view in stream.views(step, lane)]
             for step in steps
             for lane in mine
         ]
-        found = list(feed.lane_batches(Views(images, look), stream, steps, mine, workers, CPU))
+        found = list(lanes_of(images, look, stream, mine, workers).batches(steps))
         assert len(found) == len(expected)
-        for (pixels, labels), samples in zip(found, expected, strict=True):
-            assert torch.equal(pixels, torch.stack([pixel for pixel, _ in samples]))
-            assert labels.tolist() == [label for _, label in samples]
+        for batch, samples in zip(found, expected, strict=True):
+            assert batch.keys() == {"image", "label"}
+            assert torch.equal(batch["image"], torch.stack([one["image"] for one in samples]))
+            assert batch["label"].tolist() == [one["label"] for one in samples]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_left_to_the_device_is_done_a_lane_at_a_time(workers):
     stream, images = Stream(600, 4, 10, 3), Counted(600)
     plain, deferred = (
-        list(
-            feed.lane_batches(Views(images, transform), stream, range(3, 6), range(4), workers, CPU)
-        )
+        list(lanes_of(images, transform, stream, range(4), workers).batches(range(3, 6)))
         for transform in (look, Deferred())
     )
-    for (a, labels), (b, others) in zip(plain, deferred, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
-        assert torch.equal(labels, others)
+    for one, other in zip(plain, deferred, strict=True):
+        assert one.keys() == other.keys() == {"image", "label"}
+        torch.testing.assert_close(one["image"], other["image"], rtol=1e-6, atol=1e-6)
+        assert torch.equal(one["label"], other["label"])
 
 
 def test_the_views_of_an_image_share_one_read():
     stream, images = Stream(600, 4, 10, 3), Counted(600)
-    list(feed.lane_batches(Views(images, look), stream, range(5), range(4), 0, CPU))
+    list(lanes_of(images, look, stream, range(4), 0).batches(range(5)))
     different = [
         len({view.index for lane in range(4) for view in stream.views(step, lane)})
         for step in range(5)
@@ -92,7 +97,11 @@ def test_the_views_of_an_image_share_one_read():
 
 
 def units(stream: Stream, step: int, lanes: range, workers: int) -> list:
-    return list(feed.units(stream, step, lanes, feed.slices(stream, step, len(lanes), workers)))
+    """What workers are asked for in a step."""
+    asked = lanes_of(Counted(20_000), look, stream, lanes, workers)
+    if isinstance(asked, feed.SlicedFeed):
+        return list(asked.units(step))
+    return [stream.views(step, lane) for lane in lanes]
 
 
 @pytest.mark.parametrize(("processes", "share"), [(1, 1 / 3), (2, 2 / 3), (4, 1), (8, 1)])
@@ -116,7 +125,7 @@ def test_reads_per_view_of_the_published_runs(processes, share):
 def test_slices_cover_the_rows_and_cut_between_images():
     stream = Stream(5000, 4, 50, 3)
     for step in range(stream.steps_per_epoch, stream.steps_per_epoch + 7):
-        cuts = feed.slices(stream, step, 4, workers=2)
+        cuts = lanes_of(Counted(5000), look, stream, range(4), workers=2).slices(step)
         assert [row for cut in cuts for row in cut] == list(range(50))
         first = step % stream.steps_per_epoch * 50
         assert all((first + cut.start) * 4 % 3 == 0 for cut in cuts[1:])
@@ -131,6 +140,6 @@ def test_a_bad_image_in_a_slice_is_its_error():
 
     stream = Stream(600, 4, 10, 3)
     for workers in (0, 1):
-        batches = feed.lane_batches(Views(Bad(600), look), stream, range(3), range(4), workers, CPU)
+        batches = lanes_of(Bad(600), look, stream, range(4), workers).batches(range(3))
         with pytest.raises(UserError, match=r"^photo.jpg: cannot be read as an image$"):
             list(batches)

@@ -7,8 +7,9 @@ import torch
 
 from deit_tract.common.errors import UserError
 from deit_tract.data import resident
+from deit_tract.data.feed import Source, make_feed
 from deit_tract.data.sets.load import load_splits
-from deit_tract.data.stream import Stream, View
+from deit_tract.data.stream import Once, Stream, View
 from deit_tract.data.transforms import augment
 from deit_tract.recipe.describe import differences
 from deit_tract.recipe.resolve import load_recipe
@@ -22,24 +23,23 @@ def both(*overrides: str, workers: int = 0, device: torch.device = CPU) -> tuple
     recipe = load_recipe(RECIPE, ["data.name=synthetic", f"data.workers={workers}", *overrides])
     images = load_splits(recipe.data).train
     stream = Stream(len(images), lanes=2, lane_size=32, seed=7)
-    keys = [
-        stream.views(step, lane) for step, lane in ((0, 0), (0, 1), (95, 1))
-    ]  # 95: the third epoch of 2,048 images
+    steps = (0, 95)  # 95: the third epoch of 2,048 images
     held = resident.Resident(images, recipe, recipe.augment)
     assert len(held) == len(images)
-    usual = resident.batches(images, augment.train_transform(recipe), False, keys, 0, CPU)
-    return list(resident.batches(held, None, False, keys, workers, device)), list(usual)
+    usual = Source(images, augment.train_transform(recipe))
+    return (
+        list(make_feed(Source(held), stream, range(2), workers, device).batches(steps)),
+        list(make_feed(usual, stream, range(2), 0, CPU).batches(steps)),
+    )
 
 
 def assert_equal(ours: list, theirs: list) -> None:
-    assert len(ours) == len(theirs) == 3
-    for (images, labels), (expected, numbers) in zip(ours, theirs, strict=True):
+    assert len(ours) == len(theirs) == 4
+    for mine, usual in zip(ours, theirs, strict=True):
+        images = mine["image"]
         assert images.shape == (32, 3, 32, 32) or images.shape == (32, 1, 32, 32)
-        assert (
-            images.is_contiguous()
-            and torch.equal(images.cpu(), expected)
-            and torch.equal(labels.cpu(), numbers)
-        )
+        assert images.is_contiguous() and torch.equal(images.cpu(), usual["image"])
+        assert torch.equal(mine["label"].cpu(), usual["label"])
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_pixels_of_cifars_own_files(real_images):
     folder = real_images("cifar10_exact1017.tar.gz")
     ours, theirs = both("data.name=cifar10", "data.verify=false", f"data.dir={folder}")
     assert_equal(ours, theirs)
-    assert len(torch.cat([labels for _, labels in ours]).unique()) == 10
+    assert len(torch.cat([batch["label"] for batch in ours]).unique()) == 10
 
 
 def test_workers_decode_and_draw_the_same():
@@ -73,31 +73,26 @@ def test_workers_decode_and_draw_the_same():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_has_the_same_pixels():
     ours, theirs = both(device=torch.device("cuda"))
-    assert ours[0][0].is_cuda
+    assert ours[0]["image"].is_cuda
     assert_equal(ours, theirs)
 
 
 def test_crops_and_flips_are_all_there():
     draws = resident.Draws(padding=4, flip=0.5)
-    rows = draws.__getitems__([View(5, seed) for seed in range(2000)])
+    rows = draws.__getitems__([View(5, seed) for seed in range(2000)]).data["rows"]
     assert rows[:, 0].eq(5).all()
     for column, values in ((1, 9), (2, 9), (3, 2)):
         counts = rows[:, column].bincount()
         assert len(counts) == values and counts.min() > 0.7 * 2000 / values
-    again = draws.__getitems__(
-        [View(5, seed) for seed in range(1990, 2000)]
-    )  # a draw depends on its seed alone
-    assert torch.equal(again, rows[1990:])
+    again = draws.__getitems__([View(5, seed) for seed in range(1990, 2000)])
+    assert torch.equal(again.data["rows"], rows[1990:]), "a draw depends only on its seed"
 
 
 def test_black_borders_are_black_before_they_are_normalised():
     recipe = load_recipe(RECIPE, ["data.name=synthetic"])
     held = resident.Resident(load_splits(recipe.data).train, recipe, recipe.augment)
-    (images, _), black = (
-        held.take(torch.tensor([[3, 0, 8, False]])),
-        -torch.tensor(recipe.data.mean),
-    )
-    black = black / torch.tensor(recipe.data.std)
+    images = held.take(torch.tensor([[3, 0, 8, False]]))["image"]
+    black = -torch.tensor(recipe.data.mean) / torch.tensor(recipe.data.std)
     torch.testing.assert_close(images[0, :, :4, :], black.view(3, 1, 1).expand(3, 4, 32))
     torch.testing.assert_close(images[0, :, :, 28:], black.view(3, 1, 1).expand(3, 32, 4))
     assert (images[0, :, 4:, :28] - black.view(3, 1, 1)).abs().amax((1, 2)).gt(0).all()
@@ -105,12 +100,15 @@ def test_black_borders_are_black_before_they_are_normalised():
 
 def test_validation_images_are_neither_moved_nor_flipped():
     recipe = load_recipe(RECIPE, ["data.name=synthetic"])
-    images, keys = load_splits(recipe.data).val, [[View(index, 0) for index in range(40, 60)]]
-    ours = next(resident.batches(resident.Resident(images, recipe), None, False, keys, 0, CPU))
-    theirs = next(
-        iter(resident.batches(images, augment.eval_transform(recipe), False, keys, 0, CPU))
+    images = load_splits(recipe.data).val
+    sources = (
+        Source(resident.Resident(images, recipe)),
+        Source(images, augment.eval_transform(recipe)),
     )
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    order = Once(len(images), 2, 20)
+    ours, theirs = (next(make_feed(one, order, [1], 0, CPU).batches([1])) for one in sources)
+    assert ours.keys() == theirs.keys() and len(ours["label"]) == 12
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_images_of_another_size_are_refused():

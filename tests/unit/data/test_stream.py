@@ -12,8 +12,8 @@ from torch.utils.data import DistributedSampler
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import derive, seed_generators
-from deit_tract.data.loader import Views, checked, loader
-from deit_tract.data.stream import Stream, View
+from deit_tract.data.loader import Views, checked, loader, stacked
+from deit_tract.data.stream import Stream, View, in_turn
 from deit_tract.recipe.launch import lanes_of
 
 IMAGENET = 1_281_167
@@ -109,8 +109,8 @@ def test_repeats_of_an_image_stand_in_different_lanes():
 
 def test_starting_at_a_step_is_the_same_as_arriving_there():
     stream = Stream(300, 2, 8)
-    whole = list(stream.batches(range(0, 60), [0, 1]))
-    assert list(stream.batches(range(37, 60), [0, 1])) == whole[2 * 37 :]
+    whole = list(in_turn(stream, range(0, 60), [0, 1]))
+    assert list(in_turn(stream, range(37, 60), [0, 1])) == whole[2 * 37 :]
 
 
 def test_lane_and_view_seeds_do_not_collide():
@@ -166,10 +166,11 @@ def test_pixels_do_not_depend_on_workers_or_on_what_was_drawn_before(workers):
         torch.rand(count + 1), random.random(), np.random.rand()
         keys = (
             views
-            for views in stream.batches(range(12), [0, 1])
+            for views in in_turn(stream, range(12), [0, 1])
             if all(view.index != 63 for view in views)
         )
-        return [batch[0] for batch in checked(loader(Views(Blank(), noisy), keys, count, False))]
+        batches = checked(loader(Views(Blank(), noisy), keys, count, False, stacked))
+        return [batch["image"] for batch in batches]
 
     alone, together = pixels(0), pixels(workers)
     assert len(alone) == len(together) > 10
@@ -180,7 +181,7 @@ def test_pixels_do_not_depend_on_workers_or_on_what_was_drawn_before(workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_is_one_error_from_any_worker(workers):
     keys = [[View(index, 0) for index in (61, 62)], [View(index, 0) for index in (62, 63)]]
-    batches = checked(loader(Views(Blank(), noisy), keys, workers, False))
+    batches = checked(loader(Views(Blank(), noisy), keys, workers, False, stacked))
     next(batches)
     with pytest.raises(UserError, match=r"^photo.jpg: cannot be read as an image$"):
         next(batches)

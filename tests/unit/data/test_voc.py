@@ -52,11 +52,11 @@ def test_boxes_are_half_open_from_0_and_difficult_is_kept(small):
         1
     ].labels.tolist() == [1]
     assert train.objects[2].boxes.shape == (0, 4) and train.objects[2].labels.dtype == torch.int64
-    photo, index = train[1]
+    photo, label = train[1]
     assert (
         photo.image.size == (64, 48)
         and photo.image.mode == "RGB"
-        and (photo.index, index) == (1, 1)
+        and (photo.index, label) == (1, None)
     )
 
 
@@ -187,12 +187,13 @@ def test_a_mirrored_photo_has_mirrored_boxes():
     seen = set()
     for seed in range(20):
         random.seed(seed)
-        image, target = ToSample(flip=0.5)(photo)
-        x0, y0, x1, y1 = target["boxes"][0].int().tolist()
+        sample = ToSample(flip=0.5)(photo)
+        image = sample["image"]
+        x0, y0, x1, y1 = sample["boxes"][0].int().tolist()
         assert (
             (image[:, y0:y1, x0:x1] > 0.7).all()
             and (image > 0.7).sum() == 3 * 21 * 11
-            and target["index"] == 7
+            and sample["index"] == 7
         )
         seen.add(x0)
     assert seen == {9, 44}
@@ -200,8 +201,8 @@ def test_a_mirrored_photo_has_mirrored_boxes():
 
 def test_difficult_objects_are_left_out_of_training_alone(small):
     photo, _ = load(small)[0][0]
-    assert ToSample(difficult=False)(photo)[1]["labels"].tolist() == [2]
-    assert ToSample()(photo)[1]["labels"].tolist() == [2, 1]
+    assert ToSample(difficult=False)(photo)["labels"].tolist() == [2]
+    assert ToSample()(photo)["labels"].tolist() == [2, 1]
 
 
 def test_the_real_photos(real_images):

@@ -6,20 +6,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deit_tract.data.sets.load import load_splits
+from deit_tract.evaluators import build_evaluators
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.tasks.classify import Classify, thresholded_bce
 
 
 def task(*overrides: str) -> Classify:
-    return Classify(load_recipe("quickstart", overrides))
+    recipe = load_recipe("quickstart", overrides)
+    return Classify(recipe, load_splits(recipe.data).train)
 
 
-def batch(size: int = 16) -> list[torch.Tensor]:
+def batch(size: int = 16) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(size, 1, 8, 8, generator=generator),
-        torch.randint(10, (size,), generator=generator),
-    ]
+    return {
+        "image": torch.randn(size, 1, 8, 8, generator=generator),
+        "label": torch.randint(10, (size,), generator=generator),
+    }
 
 
 def test_bce_counts_every_positive_target_as_full():
@@ -35,9 +38,9 @@ def test_a_mixed_image_has_at_most_two_positives_and_starts_at_the_expected_loss
     classify.criterion = lambda logits, targets: (
         seen.append(targets) or thresholded_bce(logits, targets)
     )
-    classify.bare.train()
+    classify.model.train()
     for seed in range(30):
-        value = classify.loss(classify.bare, batch(), seed)["loss"].item()
+        value = classify.loss(classify.model, [batch()], [seed])["loss"].item()
         assert abs(value - 0.6931) < 0.05, "an untrained model is undecided about every class"
     positives = torch.cat(seen).gt(0).sum(1)
     assert positives.min() == 1 and positives.max() == 2
@@ -48,30 +51,32 @@ def test_soft_cross_entropy_with_smoothing(smoothing):
     classify = task(
         "loss.name=ce", f"loss.smoothing={smoothing}", "mix.prob=0.0", "model.drop_path=0"
     )
-    images, labels = batch()
+    images, labels = batch().values()
     targets = F.one_hot(labels, 10) * (1 - smoothing) + smoothing / 10
-    expected = -(targets * classify.bare(images).log_softmax(-1)).sum(-1).mean()
-    torch.testing.assert_close(classify.loss(classify.bare, batch(), 0)["loss"], expected)
+    expected = -(targets * classify.model(images).log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(classify.loss(classify.model, [batch()], [0])["loss"], expected)
 
 
 def test_the_lanes_seed_decides_all_its_draws():
     classify = task(
         "mix.prob=1.0", "model.args.proj_drop_rate=0.2"
     )  # with dropout that the model draws itself
-    classify.bare.train()
+    classify.model.train()
     values = []
     for seed in (1, 2, 1):
         torch.rand(7)
-        values.append(classify.loss(classify.bare, batch(), seed)["loss"].item())
+        values.append(classify.loss(classify.model, [batch()], [seed])["loss"].item())
     assert values[0] == values[2] != values[1]
 
 
 def test_evaluation_counts_and_summarises():
-    classify = task()
-    images, labels = batch(40)
-    sums = classify.evaluate(classify.bare.eval(), [images, labels])
-    logits = classify.bare(images)
+    recipe = load_recipe("quickstart")
+    [evaluator] = build_evaluators(recipe, load_splits(recipe.data).val)
+    images, labels = batch(40).values()
+    model = task().model.eval()
+    sums = evaluator.measure(model, {"image": images, "label": labels})
+    logits = model(images)
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     assert (sums["count"], sums["top1"], sums["top5"]) == (40, (ranks < 1).sum(), (ranks < 5).sum())
-    metrics = classify.summarize({"count": 40, "top1": 10, "top5": 20, "loss": 80.0})
+    metrics = evaluator.summarize({"count": 40, "top1": 10, "top5": 20, "loss": 80.0})
     assert metrics == {"top1": 25.0, "top5": 50.0, "val_loss": 2.0}

@@ -9,25 +9,33 @@ import numpy as np
 import pytest
 import torch
 
-from deit_tract import tasks
 from deit_tract.common.errors import UserErrors
-from deit_tract.data.loader import Views
+from deit_tract.data.feed import Source
+from deit_tract.data.loader import Batch, Views, listed
 from deit_tract.data.sets.boxes import Objects
+from deit_tract.data.sets.load import load_splits
 from deit_tract.data.stream import View
-from deit_tract.evaluators import average_precision
-from deit_tract.evaluators.detection import drawn, table
+from deit_tract.evaluators import average_precision, build_evaluators
+from deit_tract.evaluators.detection import Detection, drawn, table
 from deit_tract.recipe.resolve import load_recipe
-from deit_tract.tasks import detect
+from deit_tract.tasks import build_task, detect
 from tests.helpers.detect import RECIPE, SMALL
 
 
 def task(*overrides: str) -> detect.Detect:
-    return tasks.build(load_recipe(RECIPE, [*SMALL, *overrides]))
+    recipe = load_recipe(RECIPE, [*SMALL, *overrides])
+    return build_task(recipe, load_splits(recipe.data, recipe.detect).train)
 
 
-def batch(detection: detect.Detect, *indices: int) -> list[list]:
-    views = Views(detection.train_data, detection.train_transform)
-    return detection.collate(views.__getitems__([View(index, 0) for index in indices]))
+def evaluator(*overrides: str) -> Detection:
+    recipe = load_recipe(RECIPE, [*SMALL, *overrides])
+    [one] = build_evaluators(recipe, load_splits(recipe.data, recipe.detect).val)
+    return one
+
+
+def batch(source: Source, *indices: int) -> Batch:
+    views = Views(source.images, source.transform)
+    return listed(views.__getitems__([View(index, 0) for index in indices])).data
 
 
 # ---- the recipe ----------------------------------------------------------------------------------
@@ -93,14 +101,16 @@ def test_layers_that_stay_as_they_are_drawn_are_refused():
 
 def test_the_lanes_seed_decides_which_anchors_and_proposals_are_sampled():
     detection = task("detect.rpn_sample=16", "detect.roi_sample=8")
-    detection.bare.train()
+    detection.model.train()
     values = []
     for seed in (1, 2, 1):
         torch.rand(7), random.random(), np.random.rand()
         values.append(
             {
                 name: loss.item()
-                for name, loss in detection.loss(detection.bare, batch(detection, 0), seed).items()
+                for name, loss in detection.loss(
+                    detection.model, [batch(detection.source, 0)], [seed]
+                ).items()
             }
         )
     assert values[0] == values[2] != values[1]
@@ -109,22 +119,19 @@ def test_the_lanes_seed_decides_which_anchors_and_proposals_are_sampled():
 
 
 def test_what_is_found_does_not_depend_on_the_batch():
-    detection = task()
-    detection.bare.eval()
-    samples = Views(detection.val_data, detection.eval_transform).__getitems__(
-        [View(index, 0) for index in range(4)]
-    )
-    together = detection.evaluate(detection.bare, detection.collate(samples))
+    detection = evaluator()
+    model = task().model.eval()
+    together = detection.measure(model, batch(detection.source, *range(4)))
     assert together["count"] == 4 and sum(len(record[2]) for record in together["records"]) > 0
-    for sample, expected in zip(samples, together["records"], strict=True):
-        (alone,) = detection.evaluate(detection.bare, detection.collate([sample]))["records"]
-        assert all(np.array_equal(one, other) for one, other in zip(alone, expected, strict=True))
+    for index, expected in enumerate(together["records"]):
+        (single,) = detection.measure(model, batch(detection.source, index))["records"]
+        assert all(np.array_equal(one, other) for one, other in zip(single, expected, strict=True))
 
 
 def test_perfect_detections_are_100_percent_in_any_order_and_an_image_counts_once():
-    detection = task()
+    detection = evaluator()
     records = []
-    for index, objects in enumerate(detection.val_data.objects):
+    for index, objects in enumerate(detection.source.images.objects):
         scores = np.linspace(1, 0.5, len(objects.labels))
         records.append((index, objects.boxes.numpy(), objects.labels.numpy().astype(float), scores))
     metrics = detection.summarize({"count": len(records), "records": records[::-1]})
@@ -136,8 +143,8 @@ def test_perfect_detections_are_100_percent_in_any_order_and_an_image_counts_onc
 
 
 def test_a_class_without_objects_is_null_and_not_in_the_mean():
-    detection = task("data.classes=4", "detect.class_names=[a, b, c, none]")
-    detection.val_data.objects = [
+    detection = evaluator("data.classes=4", "detect.class_names=[a, b, c, none]")
+    detection.source.images.objects = [
         Objects(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([1]), torch.tensor([False]))
     ]
     metrics = detection.summarize(
@@ -167,7 +174,7 @@ def test_the_table_of_classes():
 
 
 def test_pictures_show_objects_white_and_certain_detections_in_colour():
-    photo, _ = task().val_data[0]
+    photo, _ = evaluator().source.images[0]
     boxes = np.array([[5.0, 30, 40, 60], [50, 30, 80, 60]], np.float32)
     image = drawn(photo, (0, boxes, np.array([1.0, 2]), np.array([0.9, 0.1])), ["a", "b", "c"])
     colours = {tuple(color) for color in image.flatten(1).T.tolist()}

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from deit_tract.common.errors import UserError
 from deit_tract.data.sets.load import load_validation
 from deit_tract.evaluators import measures
-from deit_tract.evaluators.classification import in_order
 from deit_tract.evaluators.measures import Samples
 from deit_tract.models.weights import load_weights
 from deit_tract.recipe.settings.recipe import Data
@@ -74,16 +73,6 @@ def test_calibration_by_hand():
 def test_a_bin_has_its_upper_end():
     edges = HAND._replace(confidence=np.array([0.0, 0.25, 0.5, 0.75, 1.0] * 2))
     assert [row.count for row in measures.calibration(edges, bins=4)[1]] == [4, 2, 2, 2]
-
-
-def test_samples_of_all_processes_come_in_the_sets_order():
-    whole = Samples(np.arange(7), np.arange(14).reshape(7, 2), np.arange(7) / 7)
-    for processes in (1, 2, 3, 7, 9):  # of nine, two have none
-        shares = [
-            [column[rank::processes] for column in whole] if rank < 7 else []
-            for rank in range(processes)
-        ]
-        assert all(map(np.array_equal, in_order(shares), whole))
 
 
 def test_any_answer_counts_and_no_answer_is_left_out():

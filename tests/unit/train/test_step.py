@@ -9,9 +9,9 @@ import timm
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from deit_tract import tasks
 from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import derive
+from deit_tract.data.sets.load import load_splits
 from deit_tract.data.transforms import augment, colour, fast
 from deit_tract.engine.batch_norm import RunningStatistics
 from deit_tract.engine.deepspeed import deepspeed_plugin
@@ -24,6 +24,7 @@ from deit_tract.optim.build import build_optimizer
 from deit_tract.plan import cost
 from deit_tract.plan.gpus import known_peak
 from deit_tract.recipe.resolve import load_recipe
+from deit_tract.tasks import build_task
 from deit_tract.tract import gram
 from deit_tract.train import loop
 from deit_tract.train.lanes import lanes_per_forward
@@ -36,32 +37,29 @@ from tests.helpers.step import DRAWS
 def test_gradients_of_lanes_in_one_forward_are_those_one_by_one(mode, several):
     """Every lane keeps its mixup, drop path and Gram matrix; to 1e-6 of each gradient."""
     recipe = load_recipe("quickstart", [*DRAWS, f"model.drop_path_mode={mode}"])
-    task = tasks.build(recipe)
-    task.bare.train()
+    task = build_task(recipe, load_splits(recipe.data, recipe.detect).train)
+    task.model.train()
     generator = torch.Generator().manual_seed(0)
     batches = [
-        [
-            torch.randn(16, 1, 8, 8, generator=generator),
-            torch.randint(10, (16,), generator=generator),
-        ]
+        {
+            "image": torch.randn(16, 1, 8, 8, generator=generator),
+            "label": torch.randint(10, (16,), generator=generator),
+        }
         for _ in range(4)
     ]
     seeds = [derive(0, "lane", 5, lane) for lane in range(4)]
     gradients, sums = [], []
     for size in (1, several):
-        task.bare.zero_grad()
+        task.model.zero_grad()
         total = 0.0
         for first in range(0, 4, size):
             lanes = slice(first, first + size)
-            loss = (
-                task.together(task.bare, batches[lanes], seeds[lanes])["loss"]
-                * len(seeds[lanes])
-                / 4
-            )
+            loss = task.loss(task.model, batches[lanes], seeds[lanes])["loss"]
+            loss = loss * len(seeds[lanes]) / 4
             loss.backward()
             total += loss.item()
         sums.append(total)
-        gradients.append({name: p.grad.clone() for name, p in task.bare.named_parameters()})
+        gradients.append({name: p.grad.clone() for name, p in task.model.named_parameters()})
     assert sums[0] == pytest.approx(sums[1], abs=1e-6)
     for name, expected in gradients[0].items():
         assert (gradients[1][name] - expected).norm() <= 1e-6 * expected.norm(), name
@@ -225,7 +223,7 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
             return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
     def backward(loss):
-        for p in task.bare.parameters():
+        for p in task.model.parameters():
             p.grad = torch.empty_like(p)
         images = torch.empty(4, 3, 224, 224, device=device)
         rule, g = (
@@ -246,8 +244,9 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
     recipe = load_recipe(
         "vit_s_800ep_tract", ["data.name=synthetic", "batch.size=8", "batch.lanes=2", *settings]
     )
-    task, transform = tasks.build(recipe), fast.FastTransform(recipe, defer=True)
-    task.bare.train()
+    task = build_task(recipe, load_splits(recipe.data, recipe.detect).train)
+    transform = fast.FastTransform(recipe, defer=True)
+    task.model.train()
     [layer] = task.tract_layers
     draws = torch.stack([fast.draw(transform.colours) for _ in range(4)])
     accelerator = SimpleNamespace(
@@ -260,7 +259,7 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
         device=device,
     )
     with mode:
-        for module in task.bare.modules():
+        for module in task.model.modules():
             for name, p in list(module.named_parameters(recurse=False)):
                 setattr(module, name, torch.nn.Parameter(torch.empty(p.shape, device=device)))
         pixels = [torch.empty(4, 224, 224, 3, dtype=torch.uint8, device=device) for _ in range(2)]
@@ -268,20 +267,20 @@ def test_nothing_of_a_step_reads_from_a_gpu(monkeypatch, drop_path_mode):
             pixels[0].sum().item()
         labels = torch.empty(4, dtype=torch.long, device=device)
         replicas = Replicas(
-            accelerator, recipe, task.bare, build_optimizer(recipe.optim, task.bare)
+            accelerator, recipe, task.model, build_optimizer(recipe.optim, task.model)
         )
-    batches = [[transform.finish(images, draws), labels] for images in pixels]
+    batches = [{"image": transform.finish(images, draws), "label": labels} for images in pixels]
     run = SimpleNamespace(
         recipe=recipe,
         task=task,
         engine=replicas,
         forwards=[range(2)],
-        ema=None,
+        averages={},
         lr=lambda step: 1e-3,
         stream=SimpleNamespace(lane_seed=lambda step, lane: lane),
-        statistics=RunningStatistics(task.bare, 2),
+        statistics=RunningStatistics(task.model, 2),
     )
     with mode, torch.autocast("cuda", torch.bfloat16):
-        loss, norm = loop.Run.optimizer_step(run, 0, iter(batches))
-        Meter(accelerator, 0, None).add(1, loss, norm)
-    assert loss.is_cuda and norm.is_cuda
+        losses, norm = loop.Run.optimizer_step(run, 0, iter(batches))
+        Meter(accelerator, None).add(1, losses, norm)
+    assert losses["loss"].is_cuda and norm.is_cuda

@@ -1,0 +1,259 @@
+"""A trained model evaluated by the evaluators of training, as tools/evaluate.py prints it."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from deit_tract.common.errors import UserError
+from deit_tract.common.files import write_atomic
+from deit_tract.data.feed import Source
+from deit_tract.data.sets.imagenet import class_names, described
+from deit_tract.data.sets.imagenet_labels import real_answers
+from deit_tract.data.sets.load import load_validation
+from deit_tract.evaluators import measures
+from deit_tract.evaluators.classification import Classification
+from deit_tract.evaluators.detection import Detection
+from deit_tract.models.precision import resolve_precision
+from deit_tract.recipe.datasets import DATASETS, TRAINABLE, names_for
+from deit_tract.recipe.settings.recipe import Data, Evaluate
+from deit_tract.results import report, trained
+from deit_tract.results.trained import Trained
+from deit_tract.train.evaluate import evaluate, start_processes
+
+DATA = tuple(DATASETS)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of tools/evaluate.py: what to evaluate on what. None leaves it to the source."""
+
+    source: str
+    data: str | None = None
+    data_dir: str | None = None
+    no_verify: bool = False
+    real: Path | None = None
+    model: str | None = None
+    recipe: str | None = None
+    step: int | None = None
+    ema: bool = False
+    image_size: int | None = None
+    crop: float | None = None
+    precision: str | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    per_class: str | None = None  # a .csv file; "" prints the table
+    calibration: bool = False
+    confusion: Path | None = None
+    json: Path | None = None
+
+    def __post_init__(self):
+        """Raises UserError for what is wrong by itself, before anything is read."""
+        for key, low in (("image_size", 1), ("batch_size", 1), ("workers", 0)):
+            value = getattr(self, key)
+            if value is not None and value < low:
+                raise UserError(f"--{key.replace('_', '-')}", f"{value} is below {low}")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            instead = "give a number above 0, at most 1"
+            raise UserError("--crop", f"{self.crop} is no fraction", instead)
+        if self.per_class and not self.per_class.endswith(".csv"):
+            what = f"{self.per_class} is no .csv file"
+            raise UserError("--per-class", what, "put RUN before the options")
+        if self.real and self.data not in (None, "imagenet"):
+            what = "its labels are for ImageNet's validation images"
+            raise UserError("--real", what, "give --data imagenet")
+        for file in (Path(self.per_class or ""), self.confusion, self.json):
+            if file is not None and not file.parent.is_dir():
+                raise UserError(file, "its folder does not exist", "make it first")
+
+
+def evaluate_trained(request: Request) -> str | None:
+    """Evaluate and write the files that are asked for. Returns text, on process 0 only."""
+    model = _model(request)
+    name, data = _data(request, model)
+    recipe = model.recipe
+    settings = Evaluate(
+        batch_size=request.batch_size or (recipe.evaluate if recipe else Evaluate()).batch_size
+    )
+    kind = DetectorResults if recipe and recipe.task == "detect" else ClassifierResults
+    results = kind(request, model, name, data, settings)
+    own = resolve_precision(recipe).precision.autocast if recipe else None
+    precision = request.precision or own or "float32"
+    accelerator = start_processes(precision)
+    found = _measure(results, model, accelerator)
+    text = None
+    if accelerator.is_main_process:
+        where = _where(request, model, name, data, precision, accelerator)
+        text = "\n".join(
+            [_title(where), *results.lines(found), _speed(where, found["images_per_s"])]
+        )
+        if request.json:
+            write_atomic(request.json, json.dumps(where | found, indent=1) + "\n")
+    accelerator.end_training()
+    return text
+
+
+def _model(request: Request) -> Trained:
+    keys = ("model", "recipe", "ema", "step", "image_size", "crop")
+    return trained.find(
+        request.source, trained.Choice(**{key: getattr(request, key) for key in keys})
+    )
+
+
+def _data(request: Request, model: Trained) -> tuple[str, Data]:
+    """The data set's name and its settings."""
+    own = model.recipe.data if model.recipe else None
+    name = request.data or (own and own.name)
+    if name is None:
+        raise UserError("command line", "--data is missing", f"give one of {', '.join(DATA)}")
+    values: dict[str, Any] = {"name": name if name in TRAINABLE else "imagenet"}
+    if own is None or own.name != name:
+        values |= {"dir": None, "verify": True}
+    if request.data_dir is not None:
+        values["dir"] = request.data_dir
+    if request.no_verify:
+        values["verify"] = False
+    if request.workers is not None:
+        values["workers"] = request.workers
+    elif own is None:
+        values["workers"] = min(Data.model_fields["workers"].default, os.cpu_count() or 1)
+    return name, model.data(**values)
+
+
+class ClassifierResults:
+    """What is asked for of a classifier; `DetectorResults` has the same methods."""
+
+    def __init__(self, request: Request, model: Trained, name: str, data: Data, settings: Evaluate):
+        self.request = request
+        self.images = load_validation(data, name=name)
+        self.classes = data.classes
+        self.answers = None
+        if request.real:
+            self.answers = real_answers(request.real, self.images, data.verify)
+        source = Source(self.images, model.transform)
+        self.evaluator = Classification(source, settings, data.workers, keep=True)
+
+    def details(self) -> dict[str, Any]:
+        """What is asked for beside the metrics, after an evaluation."""
+        request, samples, found = self.request, self.evaluator.samples, {}
+        if self.answers is not None:
+            found |= measures.any_of(samples, self.answers)
+        names: list[str] = []
+        if request.per_class is not None or request.confusion:
+            names = described(class_names(self.images, self.classes))
+        if request.per_class is not None:
+            found["per_class"] = measures.per_class(samples, names)
+        if request.calibration:
+            found["ece"], bins = measures.calibration(samples)
+            found["calibration"] = [row._asdict() for row in bins]
+        if request.confusion:
+            found["classes"] = names
+            found["confusion"] = measures.confusion(samples, len(names)).tolist()
+        return found
+
+    def lines(self, found: dict[str, Any]) -> list[str]:
+        """The numbers as text; writes the table and the picture that are asked for."""
+        accuracy = f"top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %"
+        lines = [f"{accuracy}, loss {found['val_loss']:.4f} on {found['count']:,} images"]
+        if "real_count" in found:
+            accuracy = f"top-1 {found['real_top1']:.2f} %, top-5 {found['real_top5']:.2f} %"
+            lines.append(f"ReaL: {accuracy} on {found['real_count']:,} images")
+        if "ece" in found:
+            lines += [f"expected calibration error {found['ece']:.2f} %", ""]
+            lines.append(report.bins(found["calibration"]))
+        if "per_class" in found:
+            lines += report.per_class(found["per_class"], self.request.per_class)
+        if "confusion" in found:
+            lines += report.confused(found["classes"], found["confusion"], self.request.confusion)
+        return lines
+
+
+class DetectorResults:
+    """What is asked for of a detector, on the validation split of its recipe."""
+
+    def __init__(self, request: Request, model: Trained, name: str, data: Data, settings: Evaluate):
+        """Raises UserError for what only classifiers have, and if the data has no boxes."""
+        for option in ("real", "calibration", "confusion"):
+            if getattr(request, option):
+                what = f"{model.source} is a detector"
+                raise UserError(f"--{option}", what, f"leave out --{option}")
+        known = names_for("detect")
+        if name not in known:
+            raise UserError(f"--data {name}", "has no boxes", f"give one of {', '.join(known)}")
+        self.request = request
+        self.class_names = model.recipe.detect.class_names
+        photos = load_validation(data, model.recipe.detect)
+        self.evaluator = Detection(photos, self.class_names, settings, data.workers)
+
+    def details(self) -> dict[str, Any]:
+        if self.request.per_class is None:
+            return {}
+        rows = []
+        for name, precision in zip(self.class_names, self.evaluator.precisions, strict=True):
+            row = {"class": name} | precision._asdict()
+            for key in ("ap07", "area"):
+                row[key] = 100 * row[key] if row["objects"] else None
+            rows.append(row)
+        return {"per_class": rows}
+
+    def lines(self, found: dict[str, Any]) -> list[str]:
+        precision = f"mAP07 {found['map07']:.2f} %, area {found['map_area']:.2f} %"
+        lines = [f"{precision}, {found['detections']:,} detections on {found['count']:,} images"]
+        if "per_class" not in found:
+            return lines
+        if not self.request.per_class:
+            return [*lines, "", self.evaluator.table()]
+        report.write_csv(found["per_class"], Path(self.request.per_class))
+        return [*lines, f"{self.request.per_class}: {len(found['per_class'])} classes"]
+
+
+def _measure(
+    results: ClassifierResults | DetectorResults, model: Trained, accelerator
+) -> dict[str, Any]:
+    """Every number that is asked for, the same on every process; writes nothing."""
+    evaluator = results.evaluator
+    count = len(evaluator.source.images)
+    mine = len(range(accelerator.process_index, count, accelerator.num_processes))
+    hidden = None if accelerator.is_main_process else True
+    with tqdm(total=mine, unit=" images", unit_scale=True, disable=hidden) as bar:
+        net = model.net.to(accelerator.device)
+        begin = time.perf_counter()
+        metrics = evaluate(evaluator, net, accelerator, accelerator.autocast, progress=bar.update)
+        seconds = time.perf_counter() - begin
+    return {"count": count} | metrics | {"images_per_s": count / seconds} | results.details()
+
+
+def _where(
+    request: Request, model: Trained, name: str, data: Data, precision: str, accelerator
+) -> dict[str, Any]:
+    """What was evaluated where, the beginning of the JSON file."""
+    return {
+        "source": request.source,
+        "model": model.name,
+        "step": model.step,
+        "ema": request.ema,
+        "data": name,
+        "data_dir": data.dir,
+        "image_size": data.image_size,
+        "crop": model.crop,
+        "precision": precision,
+        "device": accelerator.device.type,
+        "processes": accelerator.num_processes,
+    }
+
+
+def _title(where: dict[str, Any]) -> str:
+    step = "" if where["step"] is None else f" at step {where['step']:,}"
+    if step and where["ema"]:
+        step += " (averaged weights)"
+    images = f"{where['data']}, {where['image_size']} px, crop {where['crop']:g}"
+    return f"{where['source']}{step}: {where['model']} on {images}"
+
+
+def _speed(where: dict[str, Any], rate: float) -> str:
+    machine = f"{where['processes']} process(es), {where['device']}, {where['precision']}"
+    return f"{rate:,.0f} images/s, reading and decoding included: {machine}"
