@@ -89,7 +89,8 @@ def with_fsdp2(gram: str, rank: int) -> float:
 
     net, mesh = build(gram), init_device_mesh("cpu", (WORLD,))
     before = net[0].weight.detach().clone()
-    fully_shard(net[0], mesh=mesh), fully_shard(net, mesh=mesh)
+    fully_shard(net[0], mesh=mesh)
+    fully_shard(net, mesh=mesh)
     optimizer = torch.optim.SGD(net.parameters(), 1.0)
     for i, (x, y) in enumerate(lanes(LANES, rank, WORLD)):
         net.set_requires_gradient_sync(i == LANES // WORLD - 1)

@@ -33,7 +33,8 @@ def process(
         loop.train(load_recipe(name, overrides), Path(folder))
         code = 0
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 

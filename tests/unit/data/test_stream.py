@@ -163,7 +163,9 @@ def test_pixels_do_not_depend_on_workers_or_on_what_was_drawn_before(workers):
     stream = Stream(64, 2, 4, seed=1)
 
     def pixels(count: int) -> list[torch.Tensor]:
-        torch.rand(count + 1), random.random(), np.random.rand()
+        torch.rand(count + 1)
+        random.random()
+        np.random.rand()
         keys = (
             views
             for views in in_turn(stream, range(12), [0, 1])

@@ -36,7 +36,8 @@ def test_with_one_lane_they_are_torchs_to_the_bit():
     statistics = RunningStatistics(net, lanes=1)
     for _ in range(3):
         rows = torch.randn(16, 5)
-        net(rows), plain(rows)
+        net(rows)
+        plain(rows)
         statistics.add_lane(0)
         statistics.finish_step()
     assert all(

@@ -354,7 +354,8 @@ def test_the_names_are_those_of_torchvisions_vgg16():
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 def test_vgg16s_weights_fill_backbone_and_head(tmp_path, ending):
     state, path, net = small_vgg(), tmp_path / f"vgg16{ending}", narrow()
-    torch.save(state, path) if ending == ".pth" else save_file(state, path)
+    save = torch.save if ending == ".pth" else save_file
+    save(state, path)
     fresh = net.roi_heads.box_predictor.cls_score.weight.clone()
     load_weights(net, str(path))
     ours = net.state_dict()

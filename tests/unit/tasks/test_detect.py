@@ -104,7 +104,9 @@ def test_the_lanes_seed_decides_which_anchors_and_proposals_are_sampled():
     detection.model.train()
     values = []
     for seed in (1, 2, 1):
-        torch.rand(7), random.random(), np.random.rand()
+        torch.rand(7)
+        random.random()
+        np.random.rand()
         values.append(
             {
                 name: loss.item()

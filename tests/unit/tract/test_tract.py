@@ -38,7 +38,8 @@ def check(
     z_plain, z_ours = plain(x_plain), ours(x_ours)
     assert torch.equal(z_plain, z_ours) and z_plain.stride() == z_ours.stride()
     g = torch.randn(z_plain.shape, generator=torch.Generator().manual_seed(1)).to(z_plain.dtype)
-    z_plain.backward(g), z_ours.backward(g)
+    z_plain.backward(g)
+    z_ours.backward(g)
     assert torch.equal(x_plain.grad, x_ours.grad)
     assert layer.bias is None or torch.equal(plain.bias.grad, ours.bias.grad)
     assert ours.weight.grad.dtype == plain.weight.grad.dtype
@@ -807,7 +808,8 @@ def test_finish_step_refuses_in_a_sentence():
 
 def test_gram_of_the_batch_follows_the_layer():
     layer = TrAct(nn.Conv2d(3, 8, 3), gram="batch").to("meta").to_empty(device="cpu")
-    nn.init.normal_(layer.weight), nn.init.zeros_(layer.bias)
+    nn.init.normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
     x, g = torch.randn(4, 3, 9, 9), torch.randn(4, 8, 7, 7)
     weight_gradient(layer, x, g)
     tract.finish_step(layer)

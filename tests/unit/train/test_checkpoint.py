@@ -46,7 +46,9 @@ def test_a_broken_checkpoint_is_said_and_the_one_before_taken(tmp_path, name, ha
         "empty": b"",
         "flip": content[:middle] + b"\xff\xff" + content[middle + 2 :],
     }
-    path.unlink() if harm == "gone" else path.write_bytes(harmed[harm])
+    path.unlink()
+    if harm != "gone":
+        path.write_bytes(harmed[harm])
     said = []
     assert checkpoint.newest(tmp_path, said.append) == good
     assert len(said) == 1 and "step_00000010 is not whole" in said[0]

@@ -142,7 +142,8 @@ def test_a_subset_is_that_masks_result_for_the_same_samples():
         gradients.append([p.grad for p in net.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    ours.eval(), masked.eval()
+    ours.eval()
+    masked.eval()
     assert torch.equal(ours(images), masked(images)), "evaluation knows no drop path"
 
 
