@@ -4,9 +4,11 @@ import copy
 import math
 
 import torch
+from hypothesis import strategies as st
 from torch import nn
 
 from deit_tract import tract
+from deit_tract.tract import TrAct
 
 # ---- the independent statement -------------------------------------------------------------------
 
@@ -118,3 +120,66 @@ def assert_compiled_is_equal(name: str, backend: str) -> None:
     compiled = torch.compile(layer, fullgraph=True, backend=backend)
     compiled(x).backward(g)
     assert error(layer.weight.grad, expected(layer, x, g, 0.1)) <= 2e-5
+
+
+def weight_gradient(layer: nn.Module, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    layer.weight.grad = None
+    layer(x).backward(g)
+    return layer.weight.grad
+
+
+def check(
+    layer: nn.Module, x: torch.Tensor, tolerance: float = 2e-5, lam: float = 0.1, **options
+) -> None:
+    """Output, input and bias gradients bitwise the plain layer's; weight gradient as stated."""
+    plain, ours = copy.deepcopy(layer), TrAct(copy.deepcopy(layer), lam, **options)
+    x_plain, x_ours = x.clone().requires_grad_(), x.clone().requires_grad_()
+    z_plain, z_ours = plain(x_plain), ours(x_ours)
+    assert torch.equal(z_plain, z_ours) and z_plain.stride() == z_ours.stride()
+    g = torch.randn(z_plain.shape, generator=torch.Generator().manual_seed(1)).to(z_plain.dtype)
+    z_plain.backward(g)
+    z_ours.backward(g)
+    assert torch.equal(x_plain.grad, x_ours.grad)
+    assert layer.bias is None or torch.equal(plain.bias.grad, ours.bias.grad)
+    assert ours.weight.grad.dtype == plain.weight.grad.dtype
+    assert error(ours.weight.grad, expected(layer, x, g, lam)) <= tolerance
+
+
+def natural_images(count: int, size: int, seed: int = 0) -> torch.Tensor:
+    """Images with a photograph's 1/f spectrum, normalised to mean 0 and variance 1."""
+    frequency = torch.fft.fftfreq(size)[:, None] ** 2 + torch.fft.rfftfreq(size)[None] ** 2
+    noise = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    x = torch.fft.irfft2(
+        torch.fft.rfft2(noise) / frequency.sqrt().clamp(min=1 / size), s=(size, size)
+    )
+    x = x + x.mean(1, keepdim=True)
+    return (x - x.mean()) / x.std()
+
+
+def pixels(x: torch.Tensor) -> torch.Tensor:
+    """Normalised images as [0, 255]."""
+    return ((x * 0.22 + 0.45).clamp(0, 1) * 255).round()
+
+
+def check_any_convolution(data: st.DataObject) -> None:
+    """Of drawn axes, sizes, strides, dilation, padding and groups."""
+    draw = data.draw
+    axes = draw(st.integers(1, 3))
+    each = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(axes))  # noqa: E731
+    kernel, stride, dilation, groups = each(1, 4), each(1, 4), each(1, 3), draw(st.integers(1, 3))
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    padding = draw(st.sampled_from(["valid", "same"])) if draw(st.booleans()) else each(0, 3)
+    if padding == "same":
+        stride = (1,) * axes
+    size = tuple(
+        d * (k - 1) + 1 + draw(st.integers(3, 7)) for k, d in zip(kernel, dilation, strict=True)
+    )
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    channels = groups * draw(st.integers(1, 2))
+    torch.manual_seed(draw(st.integers(0, 99)))
+    layer = kind(channels, groups * 2, kernel, stride, padding, dilation, groups, padding_mode=mode)
+    check(
+        layer,
+        torch.randn(draw(st.integers(1, 4)), channels, *size),
+        max_bytes=draw(st.sampled_from([None, 4000])),
+    )
