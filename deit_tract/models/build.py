@@ -16,9 +16,15 @@ def build_model(recipe: Recipe) -> nn.Module:
 
     Raises UserError on names and arguments that timm does not know.
     """
-    if recipe.task == "detect":
-        return build_detector(recipe)
     seed_generators(derive(recipe.seed, "init"))
+    net = build_detector(recipe) if recipe.task == "detect" else _build_classifier(recipe)
+    if recipe.model.tract is not None:
+        _put_tract(net, recipe.model)
+    freeze(net, recipe.model.train)
+    return net
+
+
+def _build_classifier(recipe: Recipe) -> nn.Module:
     model, data = recipe.model, recipe.data
     if not timm.is_model(model.name):
         near = timm.list_models(f"*{model.name.split('_')[0]}*")[:3]
@@ -37,9 +43,6 @@ def build_model(recipe: Recipe) -> nn.Module:
             raise UserError("model.class_token_std", what, "set it to null")
         nn.init.trunc_normal_(net.cls_token, std=model.class_token_std)
     set_drop_path(net, model.drop_path, model.drop_path_mode)
-    if model.tract is not None:
-        _put_tract(net, model)
-    freeze(net, model.train)
     return net
 
 

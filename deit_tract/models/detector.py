@@ -17,9 +17,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou, roi_align, roi_pool
 
-from deit_tract import tract
 from deit_tract.common.errors import UserError
-from deit_tract.common.seeds import derive, seed_generators
 from deit_tract.recipe.settings.detect import FasterRcnn
 from deit_tract.recipe.settings.recipe import Recipe
 
@@ -38,26 +36,17 @@ class Detector(GeneralizedRCNN):
 
 
 def build_detector(recipe: Recipe) -> Detector:
-    """Build the recipe's detector on the CPU, initialised from its seed.
-
-    Raises UserError on arguments it does not have.
-    """
-    seed_generators(derive(recipe.seed, "init"))
+    """Build the recipe's detector. Raises UserError on arguments it does not have."""
     model, data, detect = recipe.model, recipe.data, recipe.detect
     width, fc = _arguments(model.args)
     backbone = _build_backbone(width, detect.last_max_pool, model.unfreeze_from)
     stride = 32 if detect.last_max_pool else 16
     channels = 8 * width
-    sides = (data.image_size, detect.max_size)
-    transform = GeneralizedRCNNTransform(
-        *sides, data.mean, data.std, size_divisible=detect.size_divisible
-    )
+    shape = (data.image_size, detect.max_size, data.mean, data.std)
+    transform = GeneralizedRCNNTransform(*shape, size_divisible=detect.size_divisible)
     rpn = _build_rpn(detect, channels, stride)
     heads = _build_heads(detect, channels, fc, data.classes, stride)
-    net = Detector(backbone, rpn, heads, transform)
-    if model.tract is not None:
-        tract.apply_to_first_layer(net, model.tract, gram=model.tract_gram)
-    return net
+    return Detector(backbone, rpn, heads, transform)
 
 
 def _arguments(args: dict) -> tuple[int, int]:

@@ -17,7 +17,5 @@ def read_digits(data: Data, parts: Sequence[str]) -> list[InMemory]:
     held_out = np.arange(len(pixels)) % 5 == 0
     rows = {"train": ~held_out, "val": held_out}
     classes = [str(name) for name in digits.target_names]
-    return [
-        InMemory(pixels[rows[part]], digits.target[rows[part]], classes, "digits", mode_of(data))
-        for part in parts
-    ]
+    splits = [(pixels[rows[part]], digits.target[rows[part]]) for part in parts]
+    return [InMemory(*split, classes, "digits", mode_of(data)) for split in splits]

@@ -25,7 +25,8 @@ def read_flowers102(data: Data, parts: Sequence[str]) -> list[ListedFiles]:
     """Read parts of the set in the order of its lists. Raises UserError on other files."""
     folder = folder_of(data.name, data.dir)
     need_parts(data.name, folder, ("jpg", *MD5))
-    classes, path = list(Flowers102.classes), folder / "imagelabels.mat"
+    classes = list(Flowers102.classes)
+    path = folder / "imagelabels.mat"
     labels = labels_from_one(path, read_matlab(path, "labels"), len(classes))
     splits = []
     for part in parts:

@@ -32,7 +32,8 @@ def imagenet_problems(
     name: str, part: str, images: Images, complete: bool = True
 ) -> Iterator[UserError]:
     """Yield what differs from ImageNet: the classes, their order, and if `complete` the counts."""
-    names, official = synsets(images), ImageNetInfo().label_names()
+    names = synsets(images)
+    official = ImageNetInfo().label_names()
     odd = [name for name in names if name not in set(official)]
     if odd:
         what = f"{len(odd)} of {len(names)} classes are not synsets of ImageNet-1k: {listed(odd)}"

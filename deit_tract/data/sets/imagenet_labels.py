@@ -72,7 +72,8 @@ def sort_by_class(folder: Path, labels: dict[str, str]) -> int:
     official = set(ImageNetInfo().label_names())
     errors = []
     for name in loose:
-        synset, instead = labels.get(name), "nothing was moved"
+        synset = labels.get(name)
+        instead = "nothing was moved"
         if synset is None:
             what = "has no label"
         elif synset not in official:

@@ -24,7 +24,8 @@ def read_imagenet_v2(data: Data, parts: Sequence[str]) -> list[Folders]:
     inside = sorted(path.name for path in root.glob("imagenetv2-*") if path.is_dir())
     if inside:
         raise UserError(root, f"holds {', '.join(inside)}", "give one of them as --data-dir")
-    images, official = Folders(root, mode_of(data)), ImageNetInfo().label_names()
+    images = Folders(root, mode_of(data))
+    official = ImageNetInfo().label_names()
     names = official
     if all(name.isdecimal() for name in images.classes):
         names = [str(position) for position in range(len(official))]  # as text, 10 is before 2

@@ -20,7 +20,8 @@ def folder_of(name: str, directory: str) -> Path:
 
     Raises UserError if there is no DIR.
     """
-    root, folder = Path(directory), DATASETS[name].folder
+    root = Path(directory)
+    folder = DATASETS[name].folder
     if not root.is_dir():
         raise UserError(root, "no such folder", f"give --data-dir DIR with {folder}/ inside")
     inner = root / folder

@@ -20,9 +20,8 @@ def read_synthetic(
     """Draw parts of either set: images that tell their class, or photos with boxes."""
     if detect is not None:
         places = {"train": range(64), "val": range(64, 80)}
-        return [
-            SyntheticObjects(data.image_size, detect.class_names, places[part]) for part in parts
-        ]
+        names = detect.class_names
+        return [SyntheticObjects(data.image_size, names, places[part]) for part in parts]
     places = {"train": range(2048), "val": range(2048, 2048 + 64)}
     return [Synthetic(data, places[part]) for part in parts]
 
@@ -41,7 +40,8 @@ class Synthetic(Dataset):
         return len(self.places)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        data, label = self.data, index % self.data.classes
+        data = self.data
+        label = index % data.classes
         generator = np.random.default_rng(derive(0, "synthetic", self.places.start + index))
         grey = 255 * (label + 0.5) / data.classes
         noise = generator.normal(grey, 20, (data.image_size, data.image_size, 3))
@@ -72,7 +72,8 @@ class SyntheticObjects(Dataset):
         draws = np.random.default_rng(derive(0, "shapes", self.first + index))
         height, width = (round(self.size * factor) for factor in draws.uniform(1.0, 1.3, 2))
         image = draws.normal(90, 20, (height, width, 3))
-        boxes, labels = [], []
+        boxes: list[list[int]] = []
+        labels: list[int] = []
         for _ in range(0 if index % 16 == 15 else 1 + index % 3):
             w, h = draws.integers(self.size // 4, self.size // 2, 2)
             x = draws.integers(0, width - w)

@@ -98,11 +98,9 @@ class Voc(Dataset):
         except Exception as error:  # a decoder raises anything on broken bytes
             what = f"cannot be read as an image ({error})"
             raise UserError(path, what, "replace or remove it") from None
-        size = self.sizes[index]
-        if size not in (None, image.size):
-            what = (
-                f"is {image.width} x {image.height} px, its annotation says {size[0]} x {size[1]}"
-            )
+        size, found = self.sizes[index], image.size
+        if size not in (None, found):
+            what = f"is {found[0]} x {found[1]} px, its annotation says {size[0]} x {size[1]}"
             raise UserError(path, what, "are the boxes of another version of the photo?")
         return Photo(image, self.objects[index], index), None
 
