@@ -21,8 +21,8 @@ from deit_tract.evaluators.detection import Detection
 from deit_tract.models.precision import resolve_precision
 from deit_tract.recipe.datasets import DATASETS, TRAINABLE, names_for
 from deit_tract.recipe.settings.recipe import Data, Evaluate
-from deit_tract.results import report, trained
-from deit_tract.results.trained import Trained
+from deit_tract.results import report
+from deit_tract.results.trained import Choice, Trained, load_trained
 from deit_tract.train.evaluate import evaluate, start_processes
 
 DATA = tuple(DATASETS)
@@ -99,9 +99,8 @@ def evaluate_trained(request: Request) -> str | None:
 
 def _model(request: Request) -> Trained:
     keys = ("model", "recipe", "ema", "step", "image_size", "crop")
-    return trained.find(
-        request.source, trained.Choice(**{key: getattr(request, key) for key in keys})
-    )
+    choice = Choice(**{key: getattr(request, key) for key in keys})
+    return load_trained(request.source, choice)
 
 
 def _data(request: Request, model: Trained) -> tuple[str, Data]:

@@ -1,6 +1,7 @@
-"""A trained model as timm's hub has them: model.safetensors with config.json, and what else belongs to it.
+"""A trained model as timm's hub has them: model.safetensors with config.json and what goes with it.
 
-A folder is written beside its place and renamed; before that timm has loaded it, and given the same logits and pixels.
+The folder is written under a temporary name, and renamed once timm has loaded it and computed the
+same logits from the same pixels.
 """
 
 import json
@@ -8,6 +9,7 @@ import math
 import os
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +22,24 @@ from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor
 
 from deit_tract.common.errors import UserError
-from deit_tract.common.files import disk_errors, write_atomic
+from deit_tract.common.files import disk_errors, write_atomic, write_through
 from deit_tract.common.seeds import derive
 from deit_tract.data.sets.imagenet import class_names
 from deit_tract.data.sets.load import load_validation
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.results.trained import Trained
 
-FILES = {
-    "model.safetensors",
-    "config.json",
-    "recipe.yaml",
-    "README.md",
-    "model.onnx",
-    "model.onnx.data",
-}
+REQUIRED = {"model.safetensors", "config.json", "recipe.yaml"}
+FILES = REQUIRED | {"README.md", "model.onnx", "model.onnx.data"}
 
 
 def write(
-    model: Trained, run: Path, folder: Path, names: list[str] | None, card: str, onnx: bool = False
+    model: Trained, folder: Path, names: list[str] | None, card: str, onnx: bool = False
 ) -> None:
-    """Make `folder`, or replace the export that is there. names: of the classes; card: README.md.
+    """Make `folder`, or replace the export in it, from the model of a run.
 
-    Raises UserError where something else lies there, or what timm makes of the folder is not the model.
+    names: of the classes; card: text of README.md. Raises UserError if the folder has anything
+    else, or if what timm makes of the export is not the model.
     """
     check_place(folder)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -50,9 +47,9 @@ def write(
         with disk_errors(folder, "free some space or choose another folder"):
             part.mkdir(parents=True)
             state = {key: value.contiguous() for key, value in model.net.state_dict().items()}
-            _write(part / "model.safetensors", serialize(state, {"format": "pt"}))
+            write_through(part / "model.safetensors", serialize(state, {"format": "pt"}))
             write_atomic(part / "config.json", json.dumps(config(model, names), indent=2) + "\n")
-            write_atomic(part / "recipe.yaml", shared_recipe(run / "recipe.yaml"))
+            write_atomic(part / "recipe.yaml", shared_recipe(model.source.recipe))
             write_atomic(part / "README.md", card)
             check_loads(model, part)
             if onnx:
@@ -63,15 +60,14 @@ def write(
 
 
 def check_place(folder: Path) -> None:
-    """Raises UserError where a folder holds anything but an earlier export."""
+    """Raise UserError if a folder has anything but an earlier export."""
     if folder.exists() and not folder.is_dir():
         raise UserError(folder, "is a file", "name a folder")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if there - FILES or (
-        there and not {"model.safetensors", "config.json", "recipe.yaml"} <= there
-    ):
-        what = f"holds something else than an exported model ({', '.join(sorted(there - FILES or there)[:3])})"
-        raise UserError(folder, what, "choose a folder that is empty or not there")
+    if there - FILES or (there and not there >= REQUIRED):
+        others = ", ".join(sorted(there - FILES or there)[:3])
+        what = f"contains something other than an exported model ({others})"
+        raise UserError(folder, what, "choose a new or an empty folder")
 
 
 def _replace(folder: Path, part: Path) -> None:
@@ -82,41 +78,44 @@ def _replace(folder: Path, part: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+# ---- config.json and recipe.yaml -----------------------------------------------------------------
 
 
 def config(model: Trained, names: list[str] | None) -> dict[str, Any]:
-    """config.json, with no key that timm 1.0.26 does not know (it refuses a pretrained_cfg with others).
+    """Return config.json, with no key unknown to timm 1.0.26, which refuses such a pretrained_cfg.
 
-    What is said in model_args goes to timm.create_model; rates of dropping are training's and stay out.
+    model_args are passed to timm.create_model; dropout rates matter in training only and are left
+    out.
     """
-    net, recipe, view = model.net, model.recipe, model.view
-    known, size = net.pretrained_cfg, view["image_size"]
-    arguments = {
-        key: value
-        for key, value in recipe.model.args.items()
-        if not ("drop" in key and "rate" in key)
-    }
+    net, recipe = model.net, model.recipe
     found: dict[str, Any] = {
         "architecture": recipe.model.name.partition(".")[0],
-        "num_classes": view["classes"],
+        "num_classes": model.view["classes"],
         "num_features": net.num_features,
     }
     if isinstance(getattr(net, "global_pool", None), str):
         found["global_pool"] = net.global_pool
     if names is not None:
-        found["label_names"], known_names = names, set(ImageNetInfo().label_names())
-        if set(names) <= known_names:
-            found["label_descriptions"] = {
-                name: ImageNetInfo().label_name_to_description(name) for name in names
-            }
-    if arguments:
-        found["model_args"] = arguments
-    found["pretrained_cfg"] = {
+        found |= _labels(names)
+    arguments = recipe.model.args
+    kept = [key for key in arguments if not ("drop" in key and "rate" in key)]
+    if kept:
+        found["model_args"] = {key: arguments[key] for key in kept}
+    return found | {"pretrained_cfg": _pretrained_cfg(model)}
+
+
+def _labels(names: list[str]) -> dict[str, Any]:
+    info = ImageNetInfo()
+    if not set(names) <= set(info.label_names()):
+        return {"label_names": names}
+    described = {name: info.label_name_to_description(name) for name in names}
+    return {"label_names": names, "label_descriptions": described}
+
+
+def _pretrained_cfg(model: Trained) -> dict[str, Any]:
+    recipe, view, known = model.recipe, model.view, model.net.pretrained_cfg
+    size = view["image_size"]
+    return {
         "num_classes": view["classes"],
         "input_size": [view["channels"], size, size],
         "fixed_input_size": bool(known.get("fixed_input_size")),
@@ -129,103 +128,117 @@ def config(model: Trained, names: list[str] | None) -> dict[str, Any]:
         "first_conv": known.get("first_conv"),
         "classifier": known.get("classifier"),
     }
-    return found
 
 
 def crop_pct(size: int, crop: float) -> float:
-    """The fraction for timm, which resizes to floor(size / fraction), where the evaluation has round(size / crop)."""
+    """Return timm's fraction for our crop.
+
+    timm resizes to floor(size / fraction), our evaluation to round(size / crop).
+    """
     side = round(size / crop)
     if math.floor(size / crop) == side:
         return crop
     fraction = size / side
-    while math.floor(size / fraction) < side:  # by the last bit
+    while math.floor(size / fraction) < side:  # the last bit was rounded up
         fraction = math.nextafter(fraction, 0)
     return fraction
 
 
 def shared_recipe(file: Path) -> str:
-    """The run's resolved recipe, without the place of the data on the machine that it ran on."""
-    return re.sub(
-        r"^  dir: .*$", "  dir: null", file.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE
-    )
+    """Return a run's recipe without the data's folder on this machine.
+
+    It is edited as text, since values read back would lose their origins.
+    """
+    text = file.read_text(encoding="utf-8")
+    return re.sub("^  dir: .*$", "  dir: null", text, count=1, flags=re.MULTILINE)
+
+
+# ---- what timm makes of it -----------------------------------------------------------------------
 
 
 def sample(model: Trained, count: int = 2) -> Tensor:
-    """Images (count, c, h, w) of noise, as the model takes them."""
-    view, generator = model.view, torch.Generator().manual_seed(derive(0, "export"))
-    return torch.randn(count, view["channels"], *(view["image_size"],) * 2, generator=generator)
+    """Return noise (count, c, h, w) as input of the model."""
+    channels, size = model.view["channels"], model.view["image_size"]
+    generator = torch.Generator().manual_seed(derive(0, "export"))
+    return torch.randn(count, channels, size, size, generator=generator)
 
 
 @torch.inference_mode()
 def check_loads(model: Trained, folder: Path) -> None:
-    """Raises UserError unless timm loads the folder to equal weights, logits and pixels."""
+    """Raise UserError unless timm loads the folder to equal weights, logits and pixels."""
+    problem = _difference(model, folder)
+    if problem is not None:
+        what = f"cannot be exported exactly: {problem}"
+        raise UserError(model.recipe.model.name, what, "nothing was written")
+
+
+def _difference(model: Trained, folder: Path) -> str | None:
     try:
         other = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
     except Exception as error:  # whatever timm raises
-        raise _inexact(
-            model.recipe, f"timm cannot load it ({' '.join(str(error).split())[:200]})"
-        ) from None
+        return f"timm cannot load it ({' '.join(str(error).split())[:200]})"
     state, theirs = model.net.state_dict(), other.state_dict()
-    if list(state) != list(theirs) or not all(
-        torch.equal(state[key], theirs[key]) for key in state
+    if list(state) != list(theirs) or any(
+        not torch.equal(state[key], theirs[key]) for key in state
     ):
-        raise _inexact(model.recipe, "timm loads other weights from it")
+        return "timm loads other weights from it"
     images = sample(model)
     if not torch.equal(model.net(images), other(images)):
-        raise _inexact(model.recipe, "timm computes other logits from its weights")
+        return "timm computes other logits from its weights"
     transform = create_transform(**resolve_model_data_config(other), is_training=False)
-    if not all(torch.equal(model.transform(image), transform(image)) for image in _pictures(model)):
-        raise _inexact(model.recipe, "timm prepares images differently")
-
-
-def _inexact(recipe: Recipe, what: str) -> UserError:
-    return UserError(
-        recipe.model.name, f"cannot be exported exactly: {what}", "nothing was written"
-    )
+    for picture in _pictures(model):
+        if not torch.equal(model.transform(picture), transform(picture)):
+            return "timm prepares images differently"
+    return None
 
 
 def _pictures(model: Trained) -> list[Image.Image]:
-    """Noise, wider and higher than the model's images."""
-    size, mode = model.view["image_size"], "RGB" if model.view["channels"] == 3 else "L"
-    noise = np.random.default_rng(0).integers(
-        256, size=(2 * size + 3, 3 * size + 1, 3), dtype=np.uint8
-    )
-    return [
-        Image.fromarray(pixels).convert(mode) for pixels in (noise, noise.transpose(1, 0, 2).copy())
-    ]
+    """Return images of noise, one wider and one higher than the model's images."""
+    size = model.view["image_size"]
+    mode = "RGB" if model.view["channels"] == 3 else "L"
+    generator = np.random.default_rng(0)
+    wide = generator.integers(256, size=(2 * size + 3, 3 * size + 1, 3), dtype=np.uint8)
+    high = wide.transpose(1, 0, 2).copy()
+    return [Image.fromarray(pixels).convert(mode) for pixels in (wide, high)]
+
+
+# ---- ONNX ----------------------------------------------------------------------------------------
 
 
 def check_onnx() -> None:
-    """Raises UserError where torch.onnx lacks what it needs."""
-    from importlib.util import find_spec
-
+    """Raise UserError if a package that torch.onnx needs is missing."""
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
-        raise UserError(
-            "--onnx", f"needs {' and '.join(missing)}", f"pip install {' '.join(missing)}"
-        )
+        instead = f"pip install {' '.join(missing)}"
+        raise UserError("--onnx", f"needs {' and '.join(missing)}", instead)
 
 
 def write_onnx(model: Trained, file: Path) -> None:
-    """Normalised images (batch, c, h, w) -> logits (batch, classes), any batch. Raises UserError where torch cannot."""
-    large = (
-        sum(tensor.nbytes for tensor in model.net.state_dict().values()) > 2**30
-    )  # a file may have 2 GiB
-    batch = {0: torch.export.Dim("batch")}
+    """Write normalised images (batch, c, h, w) -> logits (batch, classes), for any batch size.
+
+    Raises UserError if torch cannot.
+    """
+    size = sum(tensor.nbytes for tensor in model.net.state_dict().values())
     try:
         torch.onnx.export(
-            model.net, (sample(model),), str(file), input_names=["images"], output_names=["logits"],
-            dynamic_shapes=(batch,), dynamo=True, verbose=False, external_data=large,
-        )  # fmt: skip
-    except Exception as error:  # whatever the exporter raises
-        what = (
-            f"torch cannot write {model.recipe.model.name} ({' '.join(str(error).split())[:200]})"
+            model.net,
+            (sample(model),),
+            str(file),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+            external_data=size > 2**30,  # a file may have 2 GiB
         )
+    except Exception as error:  # whatever the exporter raises
+        why = " ".join(str(error).split())[:200]
+        what = f"torch cannot write {model.recipe.model.name} ({why})"
         raise UserError("--onnx", what, "export without it") from None
 
 
 def label_names(recipe: Recipe) -> list[str] | None:
-    """The names of the classes: ImageNet's synsets, else those of the run's data where it is still at hand."""
+    """Return the classes' names: ImageNet's synsets, or those of the run's data if still there."""
     data, official = recipe.data, ImageNetInfo().label_names()
     if data.name == "imagenet" and data.classes == len(official):
         return official
@@ -233,8 +246,6 @@ def label_names(recipe: Recipe) -> list[str] | None:
         images = load_validation(data)
     except UserError:
         return None
-    return (
-        class_names(images, data.classes)
-        if getattr(images, "classes", None) is not None
-        else None
-    )
+    names = class_names(images, data.classes)
+    numbers = [str(label) for label in range(data.classes)]
+    return names if names != numbers else None

@@ -1,4 +1,4 @@
-"""Runs read back from their folders: curves, groups over seeds, and what one recipe gains over another."""
+"""Runs read back from their folders: curves, groups over seeds, what one gains over another."""
 
 import json
 import os
@@ -14,13 +14,14 @@ from deit_tract.recipe.describe import differences
 from deit_tract.recipe.resolve import Recipe, load_recipe
 from deit_tract.recipe.settings.recipe import HEADLINES
 from deit_tract.train.log import read_metrics
+from deit_tract.train.weights_source import recipe_of_run
 
 Points = list[tuple[float, float]]  # (epoch, value), epochs rising
 
 
 @dataclass(eq=False)
 class RunRecord:
-    """What one run wrote; `name` tells it from those it is compared with."""
+    """What one run wrote; `name` distinguishes it from those it is compared with."""
 
     name: str
     recipe: Recipe
@@ -32,7 +33,7 @@ class RunRecord:
 
     @cached_property
     def score(self) -> Points:
-        """The task's headline metric, top-1 or mAP07, in percent at each evaluation."""
+        """Return the task's headline metric, top-1 or mAP07, in percent at each evaluation."""
         return self.curve(self.recipe.headline)
 
     @property
@@ -42,7 +43,7 @@ class RunRecord:
 
 @dataclass(eq=False)
 class Group:
-    """Runs of one recipe, told apart by their seeds."""
+    """Runs of one recipe with different seeds."""
 
     runs: list[RunRecord]
 
@@ -52,7 +53,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        """What its score is called."""
+        """Return what its score is called."""
         return HEADLINES[self.recipe.task].title
 
     @property
@@ -62,40 +63,41 @@ class Group:
 
     @cached_property
     def by_seed(self) -> dict[int, RunRecord]:
-        """The finished runs, the first of each seed, seeds rising."""
+        """Return the finished runs, the first of each seed, seeds rising."""
         first = {run.recipe.seed: run for run in reversed(self.runs) if run.finished}
         return dict(sorted(first.items()))
 
     @property
     def finals(self) -> list[float]:
-        """Final top-1 or mAP07 (percent) of each seed."""
+        """Return the final top-1 or mAP07 (percent) of each seed."""
         return [run.score[-1][1] for run in self.by_seed.values()]
 
 
 def read_runs(folders: list[Path]) -> list[RunRecord]:
-    """The run of each folder, named by what tells the folders apart. Raises UserError where one holds none."""
+    """Read each folder's run, named by what distinguishes the folders.
+
+    Raises UserError if a folder holds none.
+    """
     paths = [folder.resolve() for folder in folders]
     above = os.path.commonpath([path.parent for path in paths])
     runs = []
     for path, folder in zip(paths, folders, strict=True):
         if paths.count(path) > 1:
             raise UserError(folder, "is given twice", "name each run once")
-        if not (path / "recipe.yaml").exists():
-            raise UserError(folder, "holds no run", "give a folder that train.py wrote")
+        recipe = load_recipe(str(recipe_of_run(folder)))
         file = path / "summary.json"
         summary = json.loads(file.read_text()) if file.exists() else {"exit": "running or killed"}
-        recipe = load_recipe(str(path / "recipe.yaml"))
         runs.append(RunRecord(str(path.relative_to(above)), recipe, read_metrics(path), summary))
     return runs
 
 
 def differing(one: Recipe, other: Recipe) -> set[str]:
-    """The keys that decide the result and differ, apart from the seed."""
+    """Return the keys that decide the result and differ, except for the seed."""
     return {line.partition(":")[0] for line in differences(one, other)} - {"seed"}
 
 
 def grouped(runs: list[RunRecord]) -> list[Group]:
-    """Runs of one recipe together, whatever their seeds; in the order they are given."""
+    """Group the runs of one recipe, whatever their seeds, in the order they are given."""
     groups: list[Group] = []
     for run in runs:
         same = next((group for group in groups if not differing(group.recipe, run.recipe)), None)
@@ -107,7 +109,10 @@ def grouped(runs: list[RunRecord]) -> list[Group]:
 
 
 class Spread(NamedTuple):
-    """Mean, standard deviation (n - 1) and the 95 % t interval of the mean; of a single value the mean alone."""
+    """Mean, standard deviation (n - 1) and 95 % t interval of the mean.
+
+    Of a single value only the mean.
+    """
 
     mean: float
     sd: float | None
@@ -116,8 +121,9 @@ class Spread(NamedTuple):
 
 
 def spread(values: list[float]) -> Spread:
-    """Of one or more values."""
-    center, n = fmean(values), len(values)
+    """Return the spread of one or more values."""
+    center = fmean(values)
+    n = len(values)
     if n == 1:
         return Spread(center, None, None, None)
     from scipy.stats import t
@@ -128,7 +134,10 @@ def spread(values: list[float]) -> Spread:
 
 
 def gains(base: Group, other: Group) -> dict[int, float]:
-    """Final top-1 or mAP07 of `other` minus that of `base` (points) by seed, for the seeds that both have finished."""
+    """Return the final top-1 or mAP07 of `other` minus that of `base`, in points, by seed.
+
+    Only for the seeds that both have finished.
+    """
     return {
         seed: other.by_seed[seed].score[-1][1] - run.score[-1][1]
         for seed, run in base.by_seed.items()
@@ -137,22 +146,25 @@ def gains(base: Group, other: Group) -> dict[int, float]:
 
 
 def gains_by_epoch(base: Group, other: Group) -> dict[float, dict[int, float]]:
-    """Top-1 of `other` minus that of `base` (points) by epoch and seed, for the evaluations that all of them have."""
+    """Return the score of `other` minus that of `base`, in points, by epoch and seed.
+
+    Only for the evaluations that all of them have.
+    """
     seeds = gains(base, other)
-    curves = {seed: [dict(group.by_seed[seed].score) for group in (base, other)] for seed in seeds}
-    common = (
-        set.intersection(*(set(curve) for pair in curves.values() for curve in pair))
-        if curves
-        else set()
-    )
+    plain = {seed: dict(base.by_seed[seed].score) for seed in seeds}
+    ours = {seed: dict(other.by_seed[seed].score) for seed in seeds}
+    curves = [set(curve) for curve in (*plain.values(), *ours.values())]
+    common = sorted(set.intersection(*curves)) if curves else []
     return {
-        epoch: {seed: ours[epoch] - plain[epoch] for seed, (plain, ours) in curves.items()}
-        for epoch in sorted(common)
+        epoch: {seed: ours[seed][epoch] - plain[seed][epoch] for seed in seeds} for epoch in common
     }
 
 
 def epochs_saved(base: Group, other: Group) -> dict[int, float | None]:
-    """By seed, how many epochs before its end the run of `other` is at the final top-1 of `base`; None: never."""
+    """Return how many epochs before its end `other` reaches the final score of `base`, by seed.
+
+    None if it never does.
+    """
     saved = {}
     for seed in gains(base, other):
         final, target = base.by_seed[seed].score[-1]
@@ -162,27 +174,28 @@ def epochs_saved(base: Group, other: Group) -> dict[int, float | None]:
 
 
 def mean_curve(curves: list[Points]) -> Points:
-    """The mean of one or more curves at the epochs that all of them have."""
+    """Return the mean of one or more curves at the epochs that all of them have."""
     tables = [dict(points) for points in curves]
     common = [epoch for epoch, _ in curves[0] if all(epoch in values for values in tables)]
     return [(epoch, fmean(values[epoch] for values in tables)) for epoch in common]
 
 
 def reached(points: Points, target: float) -> float | None:
-    """The epoch at which a curve is first at `target` or above, on straight lines between its points."""
+    """Return the epoch at which a curve, straight between its points, first reaches `target`."""
     if points and points[0][1] >= target:
         return points[0][0]
     for (left, low), (right, high) in pairwise(points):
-        if high >= target:  # and low < target, else it had been reached before
+        if high >= target:  # low < target, or it would have been reached before
             return left + (right - left) * (target - low) / (high - low)
     return None
 
 
 def at(points: Points, epoch: float, tolerance: float) -> tuple[float, str] | None:
-    """A curve's value at an epoch, and how it was had.
+    """Return a curve's value at an epoch, and where it comes from.
 
-    The point at that epoch (""), else on the straight line between the points before and after ("~"); before the first
-    and after the last point that one if it is within the tolerance ("@7" for that of epoch 7), else None.
+    From the point at that epoch (""), or the straight line between the points before and after
+    ("~"). Before the first and after the last point, from that one if it is within the tolerance
+    ("@7" if it is of epoch 7), else None.
     """
     for (left, low), (right, high) in pairwise(points):
         if left < epoch < right:

@@ -1,7 +1,8 @@
-"""Checkpoints: written beside, fsynced and renamed, so that one is whole or not there; verified before they load.
+"""Checkpoints: complete or absent, and verified before they load.
 
-A checkpoint is a folder `step_00012345`: model.safetensors (plain timm keys), ema.safetensors where there is one,
-optimizer.pt (optimizer and gradient scaler), and progress.json (step, clock, best, checksums of the other files).
+A checkpoint is a folder `step_00012345`, written under a temporary name, fsynced and renamed. It
+has model.safetensors (plain timm keys), ema.safetensors if there is an average, optimizer.pt
+(optimizer and gradient scaler) and progress.json (step, clock, best, checksums of the other files).
 """
 
 import hashlib
@@ -22,58 +23,62 @@ from safetensors.torch import save as serialize
 from deit_tract.common.errors import UserError
 from deit_tract.common.files import disk_errors, sync_folder, write_through
 
+FOLDER = "checkpoints"  # of a run
+
 
 def save(
     folder: Path, step: int, weights: dict[str, dict], optimizer: dict, progress: dict, keep: int
 ) -> Path:
-    """Write checkpoint `step` below `folder`, then drop all but the `keep` newest up to it.
+    """Write checkpoint `step` below `folder`, then remove all but the `keep` newest up to it.
 
-    weights: {"model": state dict, "ema": state dict}. Raises UserError where the disk refuses; what was there stays.
+    weights: {"model": state dict, "ema": state dict}. Raises UserError if the disk refuses; earlier
+    checkpoints stay then.
     """
-    final, temporary = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
-    last = max(_steps(folder), default=None)
+    final = path_of(folder, step)
+    temporary = folder / f".{final.name}.tmp"
+    last = max(steps(folder), default=None)
     stays = f"step {last} is intact" if last is not None else "there was no checkpoint before it"
     try:
         with disk_errors(final, f"{stays}; free some space and run the same command again"):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            files = {
-                f"{name}.safetensors": serialize(_contiguous(state))
-                for name, state in weights.items()
-            }
-            files["optimizer.pt"] = _pickled(optimizer)
-            digests = {name: write_through(temporary / name, data) for name, data in files.items()}
-            text = json.dumps({"step": step, **progress, "files": digests}, indent=1)
-            write_through(temporary / "progress.json", text.encode())
-            sync_folder(temporary)
-            shutil.rmtree(final, ignore_errors=True)  # of the same step, when it was found broken
+            _write(temporary, step, weights, optimizer, progress)
+            shutil.rmtree(final, ignore_errors=True)  # a broken one of the same step
             os.rename(temporary, final)
             sync_folder(folder)
     except UserError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in sorted(other for other in _steps(folder) if other <= step)[:-keep]:
-        shutil.rmtree(folder / f"step_{old:08d}")
+    for old in [other for other in steps(folder) if other <= step][:-keep]:
+        shutil.rmtree(path_of(folder, old))
     return final
 
 
+def _write(
+    folder: Path, step: int, weights: dict[str, dict], optimizer: dict, progress: dict
+) -> None:
+    files = {f"{name}.safetensors": _serialized(state) for name, state in weights.items()}
+    files["optimizer.pt"] = _pickled(optimizer)
+    digests = {name: write_through(folder / name, data) for name, data in files.items()}
+    text = json.dumps({"step": step, **progress, "files": digests}, indent=1)
+    write_through(folder / "progress.json", text.encode())
+    sync_folder(folder)
+
+
 class Writer:
-    """Saves checkpoints, one at a time: before `save` returns, or from a copy of the state while training goes on."""
+    """Saves checkpoints one at a time.
+
+    In the background, training continues while a copy of the state is written.
+    """
 
     def __init__(self, background: bool):
         self._pool = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._pending: Future | None = None
 
     def save(
-        self,
-        folder: Path,
-        step: int,
-        weights: dict[str, dict],
-        optimizer: dict,
-        progress: dict,
-        keep: int,
+        self, folder: Path, step: int, weights: dict, optimizer: dict, progress: dict, keep: int
     ):
-        """As the function `save`; in the background its error comes with the next call, or from `wait`."""
+        """As the function `save`; a background error is raised by the next call or by `wait`."""
         if self._pool is None:
             save(folder, step, weights, optimizer, progress, keep)
             return
@@ -82,19 +87,19 @@ class Writer:
         self._pending = self._pool.submit(save, folder, step, *state, keep)
 
     def wait(self) -> None:
-        """Until all is written. Raises UserError where the disk refused."""
+        """Wait until everything is written. Raises UserError if the disk refused."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def shutdown(self) -> None:
-        """Let a save that is under way end."""
+        """Let a save in progress finish."""
         if self._pool is not None:
             self._pool.shutdown()
 
 
 def _copied(state: Any) -> Any:
-    """The same structure with its tensors copied to the CPU, out of the next step's reach."""
+    """Copy a structure and its tensors to the CPU, out of the next step's reach."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -104,28 +109,69 @@ def _copied(state: Any) -> Any:
     return state
 
 
-def newest(folder: Path, say: Callable[[str], None] = print, tidy: bool = True) -> Path | None:
-    """The newest whole checkpoint, each broken one before it said; None where there is none at all.
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}"
 
-    `tidy` removes what a killed save left; it must be off for another run's folder, which may just be saving.
-    Raises UserError where there are checkpoints and none is whole: starting anew would be a silent loss.
+
+def step_of(path: Path) -> int | None:
+    """Return the step that a checkpoint's folder is named after; None for another name."""
+    prefix, _, number = path.name.partition("_")
+    return int(number) if prefix == "step" and number.isdigit() else None
+
+
+def steps(folder: Path) -> list[int]:
+    """Return the steps that have a checkpoint below `folder`, rising; none of them is verified."""
+    found = [step_of(path) for path in folder.glob("step_*")]
+    return sorted(step for step in found if step is not None)
+
+
+def find(run: Path, step: int | None = None) -> Path:
+    """Return a run's checkpoint of a step, or its newest one; either is intact.
+
+    Changes nothing in the run's folder, which may be in use. Raises UserError if there is none.
+    """
+    folder = run / FOLDER
+    if step is not None:
+        found = path_of(folder, step)
+        if not found.is_dir():
+            there = ", ".join(map(str, steps(folder))) or "none"
+            raise UserError(run, f"has no checkpoint of step {step}", f"it has {there}")
+        problem = verify(found)
+        if problem is not None:
+            raise UserError(found, f"is not intact ({problem})", "choose another step")
+        return found
+    found = newest(folder, tidy=False)
+    if found is None:
+        raise UserError(run, "this run has no checkpoint yet")
+    return found
+
+
+def newest(folder: Path, say: Callable[[str], None] = print, tidy: bool = True) -> Path | None:
+    """Return the newest intact checkpoint, or None if there is none; reports those it skips.
+
+    `tidy` removes what a killed save left; it must be off for another run's folder, which may be
+    saving just now. Raises UserError if all checkpoints are broken: to start over would silently
+    lose a run.
     """
     for leftover in folder.glob(".step_*.tmp") if tidy else ():
         shutil.rmtree(leftover, ignore_errors=True)
-    steps = sorted(_steps(folder), reverse=True)
-    for step in steps:
-        path = folder / f"step_{step:08d}"
+    found = steps(folder)
+    for step in reversed(found):
+        path = path_of(folder, step)
         problem = verify(path)
         if problem is None:
             return path
-        say(f"checkpoint {path} is not whole ({problem}); falling back to the one before")
-    if steps:
-        raise UserError(folder, "no checkpoint is whole", "remove the folder to start from step 0")
+        say(f"checkpoint {path} is not intact ({problem}); falling back to the one before")
+    if found:
+        raise UserError(folder, "no checkpoint is intact", "remove the folder to start from step 0")
     return None
 
 
 def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, None if every file has the size and SHA-256 it was written with."""
+    """Return what is wrong with a checkpoint, or None.
+
+    Compares the size and SHA-256 of every file with those at writing.
+    """
     try:
         files = json.loads((path / "progress.json").read_text(encoding="utf-8"))["files"]
         for name, digest in files.items():
@@ -137,26 +183,22 @@ def verify(path: Path) -> str | None:
 
 
 def read(path: Path) -> tuple[dict[str, dict], dict, dict[str, Any]]:
-    """A verified checkpoint as (weights, optimizer, progress), on the CPU.
+    """Read a verified checkpoint as (weights, optimizer, progress), on the CPU.
 
-    Raises UserError where optimizer.pt holds anything but tensors and plain values: its checksum says that it is whole,
-    not who wrote it.
+    Raises UserError if optimizer.pt contains anything but tensors and plain values: its checksum
+    tells that it is intact, not who wrote it.
     """
     weights = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
     try:
         optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     except UnpicklingError:
-        what = "holds what train.py never wrote; nothing of it was run"
+        what = "contains objects train.py never writes; nothing was executed"
         raise UserError(path / "optimizer.pt", what, "use a checkpoint of your own") from None
     return weights, optimizer, json.loads((path / "progress.json").read_text(encoding="utf-8"))
 
 
-def _steps(folder: Path) -> list[int]:
-    return [int(path.name[5:]) for path in folder.glob("step_*") if path.name[5:].isdigit()]
-
-
-def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value.contiguous() for key, value in state.items()}
+def _serialized(state: dict[str, torch.Tensor]) -> bytes:
+    return serialize({key: value.contiguous() for key, value in state.items()})
 
 
 def _pickled(state: dict) -> bytes:

@@ -42,4 +42,4 @@ def test_processes_do_not_matter(evaluate, digits, tmp_path):
 
 def test_a_mistake_is_said_once_by_two_processes(tmp_path):
     code, _, err = run(str(tmp_path / "no"), processes=2, script=TOOL)
-    assert code != 0 and err.count("no such run or file") == 1
+    assert code != 0 and err.count("no such file or folder") == 1

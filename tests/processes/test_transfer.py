@@ -21,7 +21,8 @@ from deit_tract.data.transforms import augment
 from deit_tract.models.build import build_model
 from deit_tract.models.weights import load_weights
 from deit_tract.recipe.resolve import load_recipe
-from deit_tract.train import log, loop, start
+from deit_tract.train import log, loop
+from deit_tract.train.weights_source import find_weights
 from tests.helpers import REAL_IMAGES
 from tests.helpers.loop import same, wait_for_step, weights
 from tests.helpers.processes import command, finish, kill, run, sets
@@ -109,7 +110,7 @@ def accuracy(folder: Path) -> float:
     """Top-1 (percent) of a run's newest weights, counted here image by image."""
     recipe = load_recipe(str(folder / "recipe.yaml"))
     net = build_model(recipe).eval()
-    load_weights(net, start.weights_of(str(folder)))
+    load_weights(net, find_weights(str(folder)).weights)
     images, transform = load_splits(recipe.data).val, augment.eval_transform(recipe)
     right = sum(
         int(net(transform(image).unsqueeze(0)).argmax()) == label for image, label in images
@@ -207,7 +208,7 @@ def test_flowers_whole(tmp_path, pretrained, flowers):
     assert (
         sum(losses(records)[-5:]) < sum(losses(records)[:5]) and records[-1]["top5"] > 10
     )  # chance is 5
-    assert load_file(start.weights_of(str(tmp_path / "run")))["pos_embed"].shape == (1, 16, 48)
+    assert load_file(find_weights(str(tmp_path / "run")).weights)["pos_embed"].shape == (1, 16, 48)
     assert load_recipe(str(tmp_path / "run" / "recipe.yaml")).data.verify
 
 
@@ -215,6 +216,6 @@ def test_attention_alone_without_tract(tmp_path, pretrained, real_images):
     overrides = tuned(32, 6, 1e-3, "model.train=attn")
     data = real_images("cifar10_exact1017.tar.gz")
     tune(tmp_path / "run", pretrained, "transfer_cifar10_vit_s", data, overrides)
-    before, after = load_file(start.weights_of(str(pretrained))), weights(tmp_path / "run", 6)
+    before, after = load_file(find_weights(str(pretrained)).weights), weights(tmp_path / "run", 6)
     assert torch.equal(before["patch_embed.proj.weight"], after["patch_embed.proj.weight"])
     assert not torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])

@@ -134,10 +134,10 @@ def test_bf16(evaluate, digits):
         (["RUN", "--confusion", "no/such/c.png"], "no/such/c.png: its folder does not exist"),
         (["--per-class", "RUN"], "the following arguments are required"),
         (["RUN", "--per-class", "classes.txt"], "--per-class: classes.txt is no .csv file"),
-        (["RUN/no"], "no such run or file"),
-        (["RUN/checkpoints"], "holds neither a run nor an exported model"),
+        (["RUN/no"], "no such file or folder"),
+        (["RUN/checkpoints"], "holds neither a run nor weights"),
         (["timm:test_vitt"], "timm has no model 'test_vitt'; did you mean test_vit"),
-        (["test_vit"], "test_vit: no such run or file; is it timm:NAME?"),
+        (["test_vit"], "test_vit: no such file or folder; is it timm:NAME?"),
         (["WEIGHTS"], "does not say which model it is of; give --model NAME of timm, or --recipe"),
         (["WEIGHTS", "--model", "test_vit2", "--data", "digits"], "lacks "),
         (
@@ -169,7 +169,7 @@ def test_a_run_without_averaged_weights_or_checkpoint(refused, digits, tmp_path)
     for file in (digits[0] / "checkpoints" / place.name).iterdir():
         (place / file.name).write_bytes(file.read_bytes())
     (place / "model.safetensors").write_bytes(b"cut off")
-    assert "is not whole (model.safetensors is truncated or changed); choose another" in refused(
+    assert "is not intact (model.safetensors is truncated or changed); choose another" in refused(
         other, "--step", 30
     )
     progress = json.loads((place / "progress.json").read_text())
@@ -180,7 +180,7 @@ def test_a_run_without_averaged_weights_or_checkpoint(refused, digits, tmp_path)
 
 
 def test_a_trained_model_is_plain_timm(digits):
-    net = trained.find(str(digits[0])).net
+    net = trained.load_trained(str(digits[0])).net
     assert type(net.patch_embed.proj) is torch.nn.Conv2d and not net.training
     assert not [layer for layer in net.modules() if isinstance(layer, DropPath)]
 

@@ -176,7 +176,7 @@ def test_numbers_that_a_run_does_not_have_are_not_made_up(run_tool, digits, tmp_
     card = (tmp_path / "out" / "README.md").read_text()
     assert (
         "the run did not evaluate them" in card
-        and "of a run that is not at its end" in card
+        and "of a run that has not finished" in card
         and "top-1" not in card
     )
 
@@ -232,10 +232,10 @@ def test_other_models(run_tool, tmp_path, name, arguments):
 
 def test_timm_reads_the_names(digits, tmp_path):
     names = [f"n0{number}" for number in range(10)]
-    export.write(trained.of_run(digits), digits, tmp_path / "out", names, "card")
+    export.write(trained.load_trained(str(digits)), tmp_path / "out", names, "card")
     assert list(loaded(tmp_path / "out").pretrained_cfg["label_names"]) == names
     official = ImageNetInfo().label_names()[:10]
-    export.write(trained.of_run(digits), digits, tmp_path / "out", official, "card")
+    export.write(trained.load_trained(str(digits)), tmp_path / "out", official, "card")
     config = loaded(tmp_path / "out").pretrained_cfg
     assert config["label_descriptions"]["n01440764"].startswith("tench")
 
@@ -261,23 +261,23 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(run_tool, refused, di
     ) == len(first)
     (out / "notes.txt").write_text("mine")
     before = contents(out)
-    assert "holds something else than an exported model (notes.txt)" in refused(digits, out)
+    assert "contains something other than an exported model (notes.txt)" in refused(digits, out)
     assert contents(out) == before and [path.name for path in out.parent.iterdir()] == ["out"]
     assert "is a file; name a folder" in refused(digits, out / "notes.txt")
     other = tmp_path / "model.safetensors"
     other.write_text("somebody's weights")
-    assert "holds something else" in refused(digits, tmp_path)
+    assert "contains something other" in refused(digits, tmp_path)
 
 
 def test_a_run_is_not_written_over(refused, digits):
     before = contents(digits)
-    assert "holds something else than an exported model" in refused(digits, digits)
+    assert "contains something other than an exported model" in refused(digits, digits)
     assert contents(digits) == before
 
 
 @pytest.mark.parametrize("what", ["weights", "logits", "images", "failure"])
 def test_what_timm_would_load_differently_is_refused(digits, tmp_path, monkeypatch, what):
-    model, create = trained.of_run(digits), timm.create_model
+    model, create = trained.load_trained(str(digits)), timm.create_model
 
     def different(name: str, **options):
         net = create(name, **options)
@@ -300,7 +300,7 @@ def test_what_timm_would_load_differently_is_refused(digits, tmp_path, monkeypat
         "images": "prepares images differently",
     }
     with pytest.raises(UserError, match=says.get(what, r"timm cannot load it \(no such thing\)")):
-        export.write(model, digits, tmp_path / "out", None, "card")
+        export.write(model, tmp_path / "out", None, "card")
     assert list(tmp_path.iterdir()) == []
 
 

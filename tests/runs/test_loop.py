@@ -295,7 +295,7 @@ def test_a_truncated_checkpoint_falls_back_and_ends_the_same(tmp_path, capsys):
     path = tmp_path / "checkpoints" / "step_00000009" / "optimizer.pt"
     os.truncate(path, path.stat().st_size // 2)
     train(tmp_path, *overrides)
-    assert "step_00000009 is not whole" in capsys.readouterr().out
+    assert "step_00000009 is not intact" in capsys.readouterr().out
     assert same(final, weights(tmp_path, 9))
 
 

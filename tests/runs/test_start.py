@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from deit_tract.models.build import build_model
-from deit_tract.train import checkpoint, log, loop, start
+from deit_tract.train import checkpoint, log, loop
+from deit_tract.train.weights_source import find_weights
 from tests.helpers.runs import short, train
 from tests.helpers.start import PRETRAINED, fails, recipe, started
 
@@ -55,12 +56,12 @@ def test_a_run_that_is_being_written_is_left_alone(digits, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     (folder / ".step_00000003.tmp").mkdir()
     (folder / "step_00000002" / "optimizer.pt").write_bytes(b"cut off")
-    assert start.weights_of(str(tmp_path / "run")) == str(
+    assert find_weights(str(tmp_path / "run")).weights == str(
         folder / "step_00000001" / "model.safetensors"
     )
     assert (folder / ".step_00000003.tmp").is_dir() and (folder / "step_00000002").is_dir()
     (folder / "step_00000001" / "progress.json").unlink()
-    assert "no checkpoint is whole" in fails(tmp_path / "run")
+    assert "no checkpoint is intact" in fails(tmp_path / "run")
 
 
 def test_the_head_of_another_data_set_is_never_kept_without_a_word(digits, tmp_path):

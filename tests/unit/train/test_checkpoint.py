@@ -51,12 +51,12 @@ def test_a_broken_checkpoint_is_said_and_the_one_before_taken(tmp_path, name, ha
         path.write_bytes(harmed[harm])
     said = []
     assert checkpoint.newest(tmp_path, said.append) == good
-    assert len(said) == 1 and "step_00000010 is not whole" in said[0]
+    assert len(said) == 1 and "step_00000010 is not intact" in said[0]
 
 
 def test_nothing_whole_is_an_error_not_a_new_start(tmp_path):
     (save(tmp_path, 5) / "optimizer.pt").unlink()
-    with pytest.raises(UserError, match="no checkpoint is whole"):
+    with pytest.raises(UserError, match="no checkpoint is intact"):
         checkpoint.newest(tmp_path, lambda line: None)
 
 
