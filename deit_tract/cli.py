@@ -45,7 +45,7 @@ def _parser(description: str, finetune: bool) -> Parser:
     add("--output", metavar="DIR", type=Path, help=output)
     override = "override a value; may be repeated"
     add("--set", metavar="section.key=value", action="append", default=[], help=override)
-    listed = "the recipes; with WORD (part of a name, a data set, a model, tract) those, with cost"
+    listed = "families and recipes; with WORD the recipes of a name, data set, model or 'tract'"
     add("--list", metavar="WORD", nargs="?", const="", help=listed)
     plan = "what the run will do and need, and what would stop it; needs no data"
     add("--plan", action="store_true", help=plan)
