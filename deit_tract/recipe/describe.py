@@ -1,28 +1,17 @@
-"""A recipe told back: its values with their origins, differences, and the JSON schema."""
+"""A recipe shown: its values with their origins, its differences from another, its JSON schema."""
 
 import json
 from typing import Any
 
 from deit_tract.common.text import escaped, on_one_line
-from deit_tract.recipe.settings.recipe import Recipe, Section
+from deit_tract.recipe.settings.base import Section, notes
+from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.recipe.source import KeyPath, Value
 
-# What may differ when a run is continued: it changes neither weights nor accuracies.
-# Sharing a forward and compiling change it as a number of processes does, by rounding.
-# Two are there to go on after a fault, and change a step or the views of a broken image.
-FREE_KEYS = (
-    *(
-        "about",
-        "expect",
-        "data.dir",
-        "data.resident",
-        "data.verify",
-        "data.workers",
-        "evaluate.batch_size",
-    ),
-    *("evaluate.pictures", "data.skip_unreadable", "faults", "log", "save"),
-    *("batch.lanes_per_forward", "precision.compile"),
-)
+# What may change when a run resumes. Sharing a forward pass and compiling change a result by
+# rounding, as the number of processes does. Two keys are for resuming after a fault (faults and
+# data.skip_unreadable); they change a step, or the views of a broken image.
+FREE_KEYS = {path for path, note in notes(Recipe) if note.free}
 
 
 def leaves(recipe: Recipe) -> dict[KeyPath, Value]:
@@ -30,7 +19,8 @@ def leaves(recipe: Recipe) -> dict[KeyPath, Value]:
 
     def walk(section: Section, prefix: KeyPath):
         for name in type(section).model_fields:
-            value, path = getattr(section, name), (*prefix, name)
+            path = (*prefix, name)
+            value = getattr(section, name)
             if isinstance(value, Section):
                 yield from walk(value, path)
             elif isinstance(value, dict) and value:
@@ -38,50 +28,46 @@ def leaves(recipe: Recipe) -> dict[KeyPath, Value]:
             else:
                 yield path, value
 
-    return {
-        path: Value(value, recipe._origins.get(path, "default")) for path, value in walk(recipe, ())
-    }
+    origins = recipe._origins
+    return {path: Value(value, origins.get(path, "default")) for path, value in walk(recipe, ())}
 
 
 def explain(recipe: Recipe) -> str:
     """The resolved recipe as YAML that loads again, each line with where its value comes from."""
-    lines, current = [], ()
+    lines: list[str] = []
+    above: KeyPath = ()  # the section of the line above
     for path, (value, origin) in leaves(recipe).items():
         section = path[:-1]
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(section, current, strict=False)) if a != b),
-            min(len(section), len(current)),
-        )
-        lines += ["  " * depth + f"{section[depth]}:" for depth in range(shared, len(section))]
-        current = section
+        for depth, name in enumerate(section):
+            if section[: depth + 1] != above[: depth + 1]:
+                lines.append("  " * depth + f"{name}:")
+        above = section
         entry = "  " * len(section) + f"{path[-1]}: {_quoted(value)}"
         lines.append(f"{entry:<60}  # {on_one_line(origin)}")
     return "\n".join(lines) + "\n"
 
 
 def _quoted(value: Any) -> str:
-    """A value as JSON, with escapes for those characters that YAML does not take, or takes for a line's end."""
-    return "".join(
-        c if c.isprintable() else escaped(c) for c in json.dumps(value, ensure_ascii=False)
-    )
+    """A value as JSON, with escapes for characters that YAML refuses or takes for a line's end."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else escaped(c) for c in text)
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Lines `key: old -> new` for what decides the result; FREE_KEYS may differ."""
-    a, b = leaves(old), leaves(new)
+    before = {path: value for path, (value, _) in leaves(old).items()}
+    after = {path: value for path, (value, _) in leaves(new).items()}
     lines = []
-    for path in sorted(a.keys() | b.keys()):
-        key = ".".join(path)
-        if any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS):
-            continue
-        before, after = (side[path].value if path in side else None for side in (a, b))
-        if before != after:
-            lines.append(f"{key}: {json.dumps(before)} -> {json.dumps(after)}")
+    for path in sorted((before.keys() | after.keys()) - FREE_KEYS):
+        was = before.get(path)
+        now = after.get(path)
+        if was != now:
+            lines.append(f"{'.'.join(path)}: {json.dumps(was)} -> {json.dumps(now)}")
     return lines
 
 
 def schema() -> dict:
-    """The JSON schema of a recipe file, for editors. Nothing is required: a base may bring it."""
+    """The JSON schema of a recipe file, for editors. Nothing is required: a base may provide it."""
 
     def relax(node):
         if isinstance(node, dict):

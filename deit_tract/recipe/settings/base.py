@@ -1,13 +1,16 @@
-"""What the sections of a recipe are made of: their base and the types with limits that their fields share."""
+"""What the sections of a recipe are made of: their base, types with limits, notes on keys."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -18,14 +21,46 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def fields(
-    section: type[Section], prefix: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any]]:
+@dataclass(frozen=True)
+class Note:
+    """What a key's annotation tells about it besides its type; a section's holds for its keys."""
+
+    free: bool = False  # may change when a run resumes: it decides neither weights nor accuracies
+    task: str | None = None  # the only task that reads it
+
+
+T = TypeVar("T")
+Free = Annotated[T, Note(free=True)]
+ForClassify = Annotated[T, Note(task="classify")]
+ForDetect = Annotated[T, Note(task="detect")]
+
+KeyPath = tuple[str, ...]
+
+
+def fields(section: type[Section], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     """Every leaf key of the schema with its pydantic field."""
     for name, field in section.model_fields.items():
-        kinds = (field.annotation, *get_args(field.annotation))  # a section, or `section | None`
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
-        if inner:
-            yield from fields(inner[0], (*prefix, name))
-        else:
+        inner = _section(field.annotation, *get_args(field.annotation))
+        if inner is None:
             yield (*prefix, name), field
+        else:
+            yield from fields(inner, (*prefix, name))
+
+
+def notes(
+    section: type[Section], prefix: KeyPath = (), above: tuple[Note, ...] = ()
+) -> Iterator[tuple[KeyPath, Note]]:
+    """Every key with each of its notes; an optional section (`section | None`) counts as a key."""
+    for name, field in section.model_fields.items():
+        own = above + tuple(note for note in field.metadata if isinstance(note, Note))
+        inner = _section(field.annotation)
+        if inner is None:
+            yield from (((*prefix, name), note) for note in own)
+        else:
+            yield from notes(inner, (*prefix, name), own)
+
+
+def _section(*kinds: Any) -> type[Section] | None:
+    """The first of some types that is a section."""
+    found = (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section))
+    return next(found, None)

@@ -1,4 +1,4 @@
-"""The recipe's section for detection: Faster R-CNN as simple-faster-rcnn-pytorch has it, each difference a switch."""
+"""The recipe's section for detection: simple-faster-rcnn-pytorch, each difference a switch."""
 
 from typing import Annotated, Literal
 

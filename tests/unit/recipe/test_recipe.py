@@ -115,7 +115,7 @@ def test_all_mistakes_of_a_file_at_once_each_with_line_and_hint(write):
         ("optim.lr=1e999", "'optim.lr' must be a finite number, not Infinity"),
         ("augment.flip=1.5", "'augment.flip' must be less than or equal to 1, not 1.5"),
         ("batch.size=9", "9 images do not divide into 2 lanes; try 8 or 10"),
-        ("data.mean=[0.5]", "1 values for 3 channels; give one a channel"),
+        ("data.mean=[0.5]", "1 values for 3 channels; give one value per channel"),
         ("schedule.min_lr=1", "1.0 is above optim.lr 0.1; lower it"),
         ("optim.lr", "must read section.key=value"),
         ("optim.lr=[1", "not valid YAML"),

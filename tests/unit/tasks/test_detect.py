@@ -44,21 +44,21 @@ def batch(source: Source, *indices: int) -> Batch:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("mix.mixup=0.8", "'mix.mixup' means nothing for task detect; remove it"),
-        ("loss.name=ce", "'loss' means nothing for task detect; remove it"),
+        ("mix.mixup=0.8", "'mix.mixup' has no effect for task detect; remove it"),
+        ("loss.name=ce", "'loss' has no effect for task detect; remove it"),
         (
             "augment.three_augment=true",
-            "'augment.three_augment' means nothing for task detect; remove it",
+            "'augment.three_augment' has no effect for task detect; remove it",
         ),
-        ("evaluate.crop=0.9", "'evaluate.crop' means nothing for task detect; remove it"),
-        ("model.drop_path=0.1", "'model.drop_path' means nothing for task detect; remove it"),
-        ("expect.top1=80", "'expect.top1' means nothing for task detect; remove it"),
+        ("evaluate.crop=0.9", "'evaluate.crop' has no effect for task detect; remove it"),
+        ("model.drop_path=0.1", "'model.drop_path' has no effect for task detect; remove it"),
+        ("expect.top1=80", "'expect.top1' has no effect for task detect; remove it"),
         ("model.name=resnet18", "no detector 'resnet18'; set it to fasterrcnn_vgg16"),
         ("data.name=digits", "'digits' has no boxes; use one of synthetic, voc, voc2007"),
         ("data.classes=2", "2, but detect.class_names has 3; set it to 3"),
         (
             "detect.class_names=[a, A, c]",
-            "a name stands there twice; names are told apart without case",
+            "duplicate class name; names are compared without case",
         ),
         ("detect.max_size=90", "90 is below data.image_size 96; raise it"),
         ("detect.rpn_negative_iou=0.8", "0.8 is above detect.rpn_positive_iou 0.7; lower it"),
@@ -77,12 +77,12 @@ def test_a_setting_that_does_not_fit_is_one_line(setting, message):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("evaluate.pictures=8", "'evaluate.pictures' means nothing for task classify; remove it"),
+        ("evaluate.pictures=8", "'evaluate.pictures' has no effect for task classify; remove it"),
         (
             "model.unfreeze_from=4",
-            "'model.unfreeze_from' means nothing for task classify; remove it",
+            "'model.unfreeze_from' has no effect for task classify; remove it",
         ),
-        ("data.name=voc2007", "'voc2007' has boxes, no class an image; set task=detect"),
+        ("data.name=voc2007", "'voc2007' has boxes instead of one class per image; set task=detect"),
     ],
 )
 def test_what_only_detection_reads_is_refused_elsewhere(setting, message):
@@ -92,7 +92,7 @@ def test_what_only_detection_reads_is_refused_elsewhere(setting, message):
 
 
 def test_layers_that_stay_as_they_are_drawn_are_refused():
-    with pytest.raises(UserErrors, match="the first 4 convolutions would stay as they are drawn"):
+    with pytest.raises(UserErrors, match="the first 4 convolutions would keep their random weights"):
         load_recipe("voc2007_frcnn_vgg16_frozen", ["model.pretrained=false"])
 
 

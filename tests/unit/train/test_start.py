@@ -67,7 +67,7 @@ def test_frozen_settings_that_cannot_be_are_one_line(tmp_path):
     ):
         recipe(*PRETRAINED, "model.train=attn")
     with pytest.raises(
-        UserError, match=r"'head' would freeze a fresh model's layers; set model.pretrained=true"
+        UserError, match=r"'head' would freeze a new model's layers; set model.pretrained=true"
     ):
         recipe("model.train=head", "model.tract=null")
     with pytest.raises(UserError, match="ResNet has no attention layers; use head or all"):
