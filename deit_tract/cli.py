@@ -107,11 +107,8 @@ def _plan(recipe: Recipe, folder: Path, gpus: int | None) -> None:
     from deit_tract.plan.plan import make_plan
     from deit_tract.plan.text import show_plan
 
-    plan = make_plan(recipe, folder)
-    if gpus is None:
-        print(show_plan(plan))
-    else:
-        print(scaling.show_scaled(scaling.scale_plan(plan, gpus)))
+    plan = make_plan(recipe, folder, gpus)
+    print(show_plan(plan) if gpus is None else scaling.show_scaled(plan, gpus))
 
 
 def _train(recipe: Recipe, folder: Path, finetune: bool, weights: str | None) -> None:

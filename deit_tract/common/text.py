@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
+from itertools import zip_longest
 
 GIB = 2**30
 
@@ -35,6 +36,12 @@ def plural(number: int, noun: str, nouns: str = "") -> str:
 def listed(words: Sequence[str], most: int = 5) -> str:
     """Return the first words separated by commas, and `...` if there are more."""
     return ", ".join(words[:most]) + (" ..." if len(words) > most else "")
+
+
+def align(rows: list[list[str]]) -> list[str]:
+    """Return a table's rows as lines, each column aligned to the right; rows may be shorter."""
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    return ["  ".join(map(str.rjust, row, widths)) for row in rows]
 
 
 def format_bytes(number: float) -> str:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from deit_tract.recipe.launch import Device
 from deit_tract.recipe.settings.recipe import Recipe
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,6 +26,13 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager:
     return nullcontext() if kind is None else torch.autocast(device.type, DTYPES[kind])
 
 
+def this_device() -> Device:
+    """Return what this machine's device can do."""
+    if not torch.cuda.is_available():
+        return Device(has_cuda=False)
+    return Device(True, torch.cuda.is_bf16_supported(False), torch.cuda.get_device_name())
+
+
 def resolve_precision(recipe: Recipe) -> Recipe:
     """Put this machine's precision in place of "auto": what a run uses and keeps.
 
@@ -33,6 +41,6 @@ def resolve_precision(recipe: Recipe) -> Recipe:
     """
     if recipe.precision.autocast != "auto":
         return recipe
-    fp16 = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False)
-    precision = recipe.precision.model_copy(update={"autocast": "fp16" if fp16 else "bf16"})
+    half = "bf16" if this_device().has_bf16 else "fp16"
+    precision = recipe.precision.model_copy(update={"autocast": half})
     return recipe.model_copy(update={"precision": precision})

@@ -1,4 +1,4 @@
-"""What a model costs, from shapes alone: FLOPs and saved bytes are counted, memory and speed on a GPU estimated."""
+"""What a model costs, from shapes: FLOPs and bytes are counted, memory and speed are estimated."""
 
 from typing import NamedTuple
 
@@ -11,25 +11,29 @@ from deit_tract.common.errors import UserError
 from deit_tract.common.text import GIB
 from deit_tract.models import detector
 from deit_tract.models.drop_path import DropPath, draw_drop_path
+from deit_tract.models.precision import autocast
 from deit_tract.plan.gpus import Gpu
+from deit_tract.recipe.optimizers import OPTIMIZERS
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.tract import first_layer_name
 from deit_tract.tract.layer import DEVICE_BYTES
 
-# float32 values that an optimizer keeps per parameter
-MOMENTS = {"lamb": 2, "adamw": 2, "adam": 2, "sgd": 1}
-MFU = 0.35  # choice; published ViT training lies between 0.06 (waiting for data) and 0.55 (ViT-B on an RTX 3090)
-FILLING = 256  # images: a choice; lanes below it share a forward on a GPU
-LAUNCHES = 5e-3  # s: a GPU's least time for a lane, launching the kernels of a ViT-S forward and backward (an estimate)
+# Choice; published ViT training is between 0.06 (waiting for data) and 0.55 (ViT-B, RTX 3090)
+MFU = 0.35
+FILLING = 256  # images, choice: lanes below it share a forward pass on a GPU
+# s, an estimate: what a GPU needs at least for a lane, to launch the kernels of a ViT-S
+LAUNCHES = 5e-3
+# images/s of one Zen 4 core: DeiT's pipeline in PIL, 224 px crops of ImageNet's JPEGs
+CORE_RATE = 184
+# data.pipeline fast for a GPU, times that (docs/benchmarks.md, made images)
+FAST = {"colours": 2.2, "RandAugment": 1.4}
 
-
-_FUSED_ATTENTION = (
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-)  # torch 2.11 does not count it by itself
+# torch 2.11 does not count it by itself
+_FUSED_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class Cost(NamedTuple):
-    """What a model costs, from shapes alone."""
+    """What a model costs, from shapes."""
 
     parameters: int
     trainable: int  # of the parameters
@@ -38,37 +42,38 @@ class Cost(NamedTuple):
     forward: int  # FLOPs per image
     training: int  # FLOPs per image: forward and backward, without TrAct
     tract: int  # FLOPs per image of TrAct's Gram matrix, 0 without TrAct
-    activations: int  # bytes that autograd saves in a lane's forward
+    activations: int  # bytes that autograd saves in a lane's forward pass
     tract_memory: int  # bytes
     gram: int = 0  # bytes of TrAct's Gram matrix in float64, 0 without TrAct
 
 
 def measure(recipe: Recipe, net: nn.Module) -> Cost:
-    """FLOPs and saved bytes of one lane's training forward, run on shapes under the recipe's autocast.
+    """Count one lane's training forward pass on shapes, under the recipe's (resolved) autocast.
 
-    A backward pass is two forwards, without the gradient that the first layer would send to the images; none is counted
-    where the classifier alone is trained, and attention alone saves less than this says.
-    Raises UserError where the model does not take the recipe's images.
+    A backward pass is two forward passes, without the gradient that the first layer would send to
+    the images. If only the classifier is trained, none is counted; if only attention is trained,
+    less is saved than counted here.
+    Raises UserError if the model does not take the recipe's images.
     """
     net = detector.TraceableDetector(net) if isinstance(net, detector.Detector) else net
     first = first_layer_name(net)
     flops, activations = _trace(recipe, net)
-    total, lane = flops["Global"], recipe.batch.lane_size
+    lane = recipe.batch.lane_size
+    total = flops["Global"]
     at_first = flops.get(f"{type(net).__name__}.{first}", 0)
     gram_flops = gram_memory = gram = 0
     if recipe.model.tract is not None and first is not None:
         layer = net.get_submodule(first)
-        rows, columns = at_first // (2 * layer.weight.numel()), layer.weight[0].numel()
+        rows = at_first // (2 * layer.weight.numel())
+        columns = layer.weight[0].numel()
         groups = getattr(layer, "groups", 1)
         gram_flops = 2 * rows * columns**2 * groups
         copied = min(8 * rows * columns * groups, DEVICE_BYTES)
         gram = 8 * columns**2 * groups
         gram_memory = copied + 3 * gram  # the matrix, its factor, a solution
     return Cost(
-        parameters=sum(parameter.numel() for parameter in net.parameters()),
-        trainable=sum(
-            parameter.numel() for parameter in net.parameters() if parameter.requires_grad
-        ),
+        parameters=sum(p.numel() for p in net.parameters()),
+        trainable=sum(p.numel() for p in net.parameters() if p.requires_grad),
         weights=sum(value.numel() * value.element_size() for value in net.state_dict().values()),
         first_layer=first,
         forward=total // lane,
@@ -81,15 +86,14 @@ def measure(recipe: Recipe, net: nn.Module) -> Cost:
 
 
 def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
-    """A lane's forward on tensors without numbers: FLOPs by module, and bytes that wait for the backward pass.
+    """A lane's forward pass on tensors without numbers.
 
-    The tensors pose as a CPU's, where attention is the fused one and autocast is as on a GPU.
+    Returns FLOPs by module, and the bytes that wait for the backward pass. The tensors pose as a
+    CPU's, where attention is the fused one and autocast is as on a GPU.
     """
     data, lane = recipe.data, recipe.batch.lane_size
-    half = {None: None, "fp16": torch.float16}.get(recipe.precision.autocast, torch.bfloat16)
-    saved: dict[
-        int, torch.UntypedStorage
-    ] = {}  # each storage once; kept, so that no other gets its number
+    # each storage once; kept, so that no other storage gets its number
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor):
         saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
@@ -97,25 +101,15 @@ def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-        state = {
-            name: torch.empty(
-                value.shape, dtype=value.dtype, device="cpu", requires_grad=value.requires_grad
-            )
-            for name, value in state.items()
-        }
+        state = {name: _on_cpu(value) for name, value in state.items()}
         images = torch.empty(lane, data.channels, *image_shape(recipe), device="cpu")
         drop_paths = [module for module in net.modules() if isinstance(module, DropPath)]
         draw_drop_path(drop_paths, lane, 0, images.device)
-        counter = FlopCounterMode(
-            display=False, custom_mapping={_FUSED_ATTENTION: _attention_flops}
-        )
-        autocast = torch.autocast("cpu", dtype=half, enabled=half is not None)
+        attention = {_FUSED_ATTENTION: _attention_flops}
+        counter = FlopCounterMode(display=False, custom_mapping=attention)
+        saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         try:
-            with (
-                counter,
-                autocast,
-                torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            ):
+            with counter, autocast(recipe, images.device), saving:
                 torch.func.functional_call(net.train(), state, (images,))
         except (AssertionError, RuntimeError, ValueError, TypeError) as error:
             size = " x ".join(map(str, image_shape(recipe)))
@@ -126,28 +120,32 @@ def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
     return flops, sum(storage.nbytes() for key, storage in saved.items() if key not in own)
 
 
+def _on_cpu(value: torch.Tensor) -> torch.Tensor:
+    requires_grad = value.requires_grad
+    return torch.empty(value.shape, dtype=value.dtype, device="cpu", requires_grad=requires_grad)
+
+
 def image_shape(recipe: Recipe) -> tuple[int, int]:
-    """Height and width that are counted: for detection those of most VOC photos, 375 x 500, resized."""
+    """Height and width that are counted; for detection most VOC photos, 375 x 500, resized."""
     side = recipe.data.image_size
     return (side, min(side * 4 // 3, recipe.detect.max_size) if recipe.detect else side)
 
 
 def _attention_flops(query, key, value, *_, **__) -> int:
-    """Two products, of queries with keys and of weights with values; shapes (batch, heads, tokens, width)."""
+    """FLOPs of queries with keys and weights with values; shapes (batch, heads, tokens, width)."""
     batch, heads, queries, width = query
     return 2 * batch * heads * queries * key[2] * (width + value[3])
 
 
 def estimate_memory(recipe: Recipe, cost: Cost) -> dict[str, int]:
-    """Bytes on each GPU, which holds the model whole and a forward's lanes at a time, whatever the number of GPUs.
+    """Bytes on each GPU: the complete model and the lanes of one forward pass.
 
-    With batch.lanes_per_forward "auto", one lane: more are taken where they fit.
+    With batch.lanes_per_forward "auto" that is one lane: more are taken if they fit.
     """
     asked = recipe.batch.lanes_per_forward
     lanes = 1 if asked == "auto" else min(asked, recipe.batch.lanes)
-    moments = (
-        MOMENTS[recipe.optim.name] if recipe.optim.name != "sgd" or recipe.optim.momentum else 0
-    )
+    facts = OPTIMIZERS[recipe.optim.name]
+    moments = facts.moments + (facts.momentum_buffer and recipe.optim.momentum > 0)
     memory = {
         "weights": cost.weights,
         "gradients": 4 * cost.trainable,
@@ -160,23 +158,25 @@ def estimate_memory(recipe: Recipe, cost: Cost) -> dict[str, int]:
 
 
 def speed(recipe: Recipe, cost: Cost, gpu: Gpu) -> float:
-    """Images/s that one GPU trains, at MFU of its peak or bound by kernel launches; 0 where it lacks bf16."""
-    autocast = recipe.precision.autocast
-    if autocast == "bf16" and not gpu.bf16:
+    """Images/s that one GPU trains: MFU of its peak, or kernel launches; 0 if it lacks bf16."""
+    half = recipe.precision.autocast
+    if half == "bf16" and not gpu.bf16:
         return 0.0
-    lane, peak = recipe.batch.lane_size, 1e12 * (gpu.half if autocast else gpu.single)
+    lane = recipe.batch.lane_size
+    peak = 1e12 * (gpu.half if half else gpu.single)
     return lane / max(lane * cost.training / (MFU * peak), LAUNCHES)
 
 
-def precision_name(recipe: Recipe) -> str:
-    return {None: "float32", "auto": "bf16 or fp16"}.get(
-        recipe.precision.autocast, recipe.precision.autocast
-    )
+def core_rate(recipe: Recipe) -> float:
+    """Images/s that one core prepares, each view from its own file."""
+    if recipe.data.pipeline == "exact":
+        return CORE_RATE
+    return CORE_RATE * FAST["RandAugment" if recipe.augment.rand_augment else "colours"]
 
 
 def lanes_together(recipe: Recipe) -> int:
-    """Lanes that share a forward on a GPU where memory and model allow it."""
+    """Lanes that share a forward pass on a GPU if memory and model allow it."""
     asked = recipe.batch.lanes_per_forward
-    return min(
-        recipe.batch.lanes, max(1, FILLING // recipe.batch.lane_size) if asked == "auto" else asked
-    )
+    if asked == "auto":
+        asked = max(1, FILLING // recipe.batch.lane_size)
+    return min(recipe.batch.lanes, asked)

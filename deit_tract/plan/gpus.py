@@ -6,7 +6,10 @@ import torch
 
 
 class Gpu(NamedTuple):
-    """Peaks without sparsity: NVIDIA's data sheets; for GeForce (float32 accumulation) its architecture papers."""
+    """Peaks without sparsity, from NVIDIA's data sheets.
+
+    Those of GeForce GPUs (float32 accumulation) are from its architecture papers.
+    """
 
     half: float  # TFLOP/s, bf16 and fp16
     single: float  # TFLOP/s, float32 without TF32
@@ -24,7 +27,6 @@ GPUS = {
     "RTX 3090": Gpu(71.2, 35.6, 24),
 }
 
-
 # as torch.cuda.get_device_name() has them
 _DEVICES = {
     "NVIDIA H200": "H200",
@@ -41,7 +43,7 @@ _DEVICES = {
 
 
 def known_peak(device: torch.device, autocast: str | None) -> float | None:
-    """FLOP/s of this GPU in the run's precision; None where it is not in the table."""
+    """FLOP/s of this GPU in the run's precision; None if it is not in the table."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     if name not in _DEVICES:
         return None

@@ -1,14 +1,15 @@
 """What a recipe will do and need, before it does it: no data, no GPU, no weights.
 
-`make(recipe, folder)` computes a Plan, or raises all mistakes that the run would stop at; `show(plan)` is its text.
-Counts are exact and come from the code that trains. Memory, hours and cores are estimates, each printed with its rule.
+`make_plan(recipe, folder)` computes a Plan, or raises all mistakes that would stop the run; text.py
+and, for N GPUs, scaling.py make the text of it. Counts are exact and come from the code that
+trains. Memory, hours and cores are estimates, each printed with its rule.
 """
 
 import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,30 @@ import torch
 from torch import nn
 
 from deit_tract.common.errors import UserError, UserErrors
-from deit_tract.common.text import format_bytes
+from deit_tract.common.text import GIB, format_bytes
 from deit_tract.data.sets.load import check_class_count, load_splits
 from deit_tract.data.stream import Stream
 from deit_tract.models.build import build_model
-from deit_tract.models.precision import resolve_precision
-from deit_tract.plan.cost import Cost, estimate_memory, measure
+from deit_tract.models.precision import resolve_precision, this_device
+from deit_tract.plan.cost import Cost, estimate_memory, measure, speed
+from deit_tract.plan.gpus import GPUS
 from deit_tract.recipe import published
 from deit_tract.recipe.datasets import DATASETS
-from deit_tract.recipe.launch import check_folder, check_trackers, lanes_of
+from deit_tract.recipe.launch import (
+    ABLE,
+    Launch,
+    check_folder,
+    lanes_of,
+    launch_problems,
+    read_launch,
+)
 from deit_tract.recipe.settings.detect import FasterRcnn
 from deit_tract.recipe.settings.recipe import Data, Recipe
 from deit_tract.schedule.durations import in_steps, total_steps
 from deit_tract.schedule.learning_rate import learning_rate
 
 PROCESSES = (1, 2, 4, 8)
-CORE_RATE = (
-    184  # images/s: DeiT's pipeline in PIL, 224 px crops of ImageNet's JPEGs, one Zen 4 core
-)
-FAST = {
-    "colours": 2.2,
-    "RandAugment": 1.4,
-}  # `fast` for a GPU, times that (docs/benchmarks.md, made images)
+MOST_GPUS = 2**16
 
 
 @dataclass(frozen=True)
@@ -61,50 +64,64 @@ class Plan:
     @property
     def kept(self) -> int | None:
         """Bytes of the checkpoints that stay."""
-        return (
-            None if self.saves is None else min(self.saves, self.recipe.save.keep) * self.checkpoint
-        )
+        if self.saves is None:
+            return None
+        return min(self.saves, self.recipe.save.keep) * self.checkpoint
 
 
-# ---- computing -------------------------------------------------------------------------------------------------------
+# ---- computing -----------------------------------------------------------------------------------
 
 
-def make_plan(recipe: Recipe, folder: Path) -> Plan:
-    """The plan of a run in `folder`. Raises UserErrors with every mistake that the run would stop at."""
+def make_plan(recipe: Recipe, folder: Path, gpus: int | None = None) -> Plan:
+    """The plan of a run in `folder`: as it is launched here, or on `gpus` GPUs elsewhere.
+
+    Raises UserErrors with every mistake that would stop the run.
+    """
     errors: list[UserError] = []
+    resolved = resolve_precision(recipe)
+    launch = _try(errors, _launch, gpus)
+    if launch is not None:
+        errors += launch_problems(resolved, launch)
     net = _build(recipe, errors)
-    cost = _try(errors, measure, recipe, net) if net is not None else None
+    cost = None if net is None else _try(errors, measure, resolved, net)
     samples = _try(errors, count_samples, recipe.data, recipe.detect)
-    batch, augment = recipe.batch, recipe.augment
-    stream = samples and _try(
-        errors, Stream, samples[0], batch.lanes, batch.lane_size, augment.repeats, recipe.seed
-    )
+    batch = recipe.batch
+    stream = None
+    if samples is not None:
+        settings = (batch.lanes, batch.lane_size, recipe.augment.repeats, recipe.seed)
+        stream = _try(errors, Stream, samples[0], *settings)
     times = _times(recipe, stream, errors)
     memory = {} if cost is None else estimate_memory(recipe, cost)
     checkpoint = sum(memory.get(part, 0) for part in ("weights", "optimizer", "EMA"))
-    _try(errors, _check_folder, folder, resolve_precision(recipe), checkpoint)
-    _try(errors, check_trackers, recipe)
+    _try(errors, _check_folder, folder, resolved, checkpoint)
     if recipe.expect.published is not None:
         _try(errors, published.find, recipe.expect.published)
     if errors:
         raise UserErrors(errors)
-    shares = {
-        n: [len(lanes_of(rank, n, batch.lanes)) for rank in range(n)]
-        for n in PROCESSES
-        if n <= batch.lanes
-    }
+    counts = [n for n in PROCESSES if n <= batch.lanes] if gpus is None else [gpus]
+    shares = {n: [len(lanes_of(rank, n, batch.lanes)) for rank in range(n)] for n in counts}
     return Plan(
-        recipe,
-        folder,
-        cost,
-        samples,
-        stream,
-        *times,
-        shares,
-        memory,
-        checkpoint,
-        _notes(recipe, samples),
+        recipe=recipe,
+        folder=folder,
+        cost=cost,
+        samples=samples,
+        stream=stream,
+        shares=shares,
+        memory=memory,
+        checkpoint=checkpoint,
+        notes=_notes(recipe, samples),
+        **times,
     )
+
+
+def _launch(gpus: int | None) -> Launch:
+    """The launch that this process is part of, or on `gpus` GPUs of which nothing is known."""
+    launch = read_launch(os.environ, this_device())
+    if gpus is None:
+        return launch
+    if not 1 <= gpus <= MOST_GPUS:
+        raise UserError("--gpus", f"{gpus} is out of range", f"give 1 to {MOST_GPUS:,}")
+    return replace(launch, processes=gpus, device=ABLE)
 
 
 def _try(errors: list[UserError], function: Callable, *args) -> Any:
@@ -119,7 +136,7 @@ def _try(errors: list[UserError], function: Callable, *args) -> Any:
 
 
 def _build(recipe: Recipe, errors: list[UserError]) -> nn.Module | None:
-    """The model without numbers. What it cannot have is left out after its error, so that all are found."""
+    """The model without numbers. What it cannot have is left out after its error, to find all."""
     switches = {"model.class_token_std": None, "model.drop_path": 0.0, "model.tract": None}
     while True:
         try:
@@ -127,16 +144,17 @@ def _build(recipe: Recipe, errors: list[UserError]) -> nn.Module | None:
                 return build_model(recipe)
         except UserError as error:
             errors.append(error)
-            if error.args[0] not in switches:
+            key = error.args[0]
+            if key not in switches:
                 return None
-            changed = {error.args[0].removeprefix("model."): switches.pop(error.args[0])}
+            changed = {key.removeprefix("model."): switches.pop(key)}
             recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=changed)})
 
 
 def count_samples(data: Data, detect: FasterRcnn | None = None) -> tuple[int, int] | None:
-    """Training and validation images: counted where the data is at hand, else the data set's own; None: unknown.
+    """Training and validation images: counted if the data is there, else the data set's own.
 
-    Raises what the run would about the data.
+    None if they are unknown. Raises what the run would about the data.
     """
     facts = DATASETS[data.name]
     at_hand = data.dir is not None if facts.on_disk else facts.train is None
@@ -148,87 +166,101 @@ def count_samples(data: Data, detect: FasterRcnn | None = None) -> tuple[int, in
     return facts.train, facts.val
 
 
-def _times(recipe: Recipe, stream: Stream | None, errors: list[UserError]) -> tuple:
-    """Steps, learning rates, evaluations and saves; None where they follow from an unknown number of images."""
-    per_epoch = stream.steps_per_epoch if stream else None
-    lr = stream and _try(errors, learning_rate, recipe, per_epoch)
+def _times(recipe: Recipe, stream: Stream | None, errors: list[UserError]) -> dict[str, Any]:
+    """Steps, learning rates, evaluations and saves; None if the number of images is needed."""
+    unknown = {"steps": recipe.schedule.steps, "rates": [], "evaluations": None, "saves": None}
+    if stream is None:
+        return unknown
+    per_epoch = stream.steps_per_epoch
+    lr = _try(errors, learning_rate, recipe, per_epoch)
     if lr is None:
-        return recipe.schedule.steps, [], None, None
+        return unknown
     steps = total_steps(recipe.schedule, per_epoch)
-    every = [in_steps(part, "every_", per_epoch) for part in (recipe.evaluate, recipe.save)]
-    return (
-        steps,
-        learning_rates(lr, steps, per_epoch),
-        *(occasions(number, steps) for number in every),
-    )
+    evaluate = in_steps(recipe.evaluate, "every_", per_epoch)
+    save = in_steps(recipe.save, "every_", per_epoch)
+    return {
+        "steps": steps,
+        "rates": learning_rates(lr, steps, per_epoch),
+        "evaluations": count_events(evaluate, steps),
+        "saves": count_events(save, steps),
+    }
 
 
 def learning_rates(
     lr: Callable[[int], float], steps: int, per_epoch: int
 ) -> list[tuple[int, int, float]]:
-    """(epoch, step, lr) at the start of the first epochs and of each quarter, and at the last step."""
+    """(epoch, step, lr) at the start of the first epochs and of each quarter, and at the end."""
     epochs = math.ceil(steps / per_epoch)
-    starts = {
-        epoch * per_epoch
-        for epoch in (0, 1, 2, 5, 6, *(epochs * quarter // 4 for quarter in (1, 2, 3)))
-    }
-    return [
-        (step // per_epoch, step, lr(step))
-        for step in sorted({s for s in starts if s < steps} | {steps - 1})
-    ]
+    shown = {0, 1, 2, 5, 6, *(epochs * quarter // 4 for quarter in (1, 2, 3))}
+    starts = {epoch * per_epoch for epoch in shown if epoch * per_epoch < steps}
+    return [(step // per_epoch, step, lr(step)) for step in sorted(starts | {steps - 1})]
 
 
-def occasions(every: int | None, steps: int) -> int:
-    """How often something happens that is due every so many steps and at the end."""
+def count_events(every: int | None, steps: int) -> int:
+    """How often something happens that is due every `every` steps and at the end."""
     return 1 if every is None else math.ceil(steps / max(every, 1))
 
 
 def _check_folder(folder: Path, recipe: Recipe, checkpoint: int) -> None:
-    """Raises UserError where the run could not begin or go on in its folder, or its disk is too small."""
+    """Raise UserError if the run could not start or resume in its folder, or lacks disk space."""
     check_folder(folder, recipe)
-    nearest = next(
-        path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
-    )
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        reason = (
-            f"{nearest} is not a folder" if not nearest.is_dir() else f"no permission in {nearest}"
-        )
+    parents = (folder.absolute(), *folder.absolute().parents)
+    nearest = next(path for path in parents if path.exists())
+    reason = None
+    if not nearest.is_dir():
+        reason = f"{nearest} is not a folder"
+    elif not os.access(nearest, os.W_OK):
+        reason = f"no permission in {nearest}"
+    if reason is not None:
         raise UserError(folder, f"cannot be written ({reason})", "choose another --output")
+    keep = recipe.save.keep
     there = sum(file.stat().st_size for file in folder.glob("checkpoints/*/*"))
-    need, free = (recipe.save.keep + 1) * checkpoint - there, shutil.disk_usage(nearest).free
+    need = (keep + 1) * checkpoint - there
+    free = shutil.disk_usage(nearest).free
     if need > free:
-        what = f"{format_bytes(free)} are free, {recipe.save.keep} + 1 checkpoints need {format_bytes(need)}"
+        what = f"{format_bytes(free)} are free, {keep} + 1 checkpoints need {format_bytes(need)}"
         raise UserError(folder, what, "free some space, lower save.keep or choose another --output")
 
 
 def _notes(recipe: Recipe, samples: tuple[int, int] | None) -> list[str]:
-    """What is no mistake, and good to know."""
+    """Remarks that are not errors."""
     notes = []
     if samples is None:
-        notes.append(
-            "unknown until --data-dir DIR is given: how many images, and what follows from that"
-        )
+        notes.append("unknown without --data-dir DIR: how many images, and what follows from that")
     elif DATASETS[recipe.data.name].on_disk and recipe.data.dir is None:
         notes.append("the data was not looked at: give --data-dir DIR to check it")
-    if recipe.precision.autocast == "fp16" and not torch.cuda.is_available():
-        notes.append("fp16 needs a CUDA GPU, which this machine does not have")
     if recipe.model.pretrained:
-        notes.append(
-            "starts from given weights: finetune.py --checkpoint RUN|FILE|timm:NAME|torchvision:NAME"
-        )
+        weights = "RUN|FILE|timm:NAME|torchvision:NAME"
+        notes.append(f"starts from given weights: finetune.py --checkpoint {weights}")
     return notes
 
 
-# ---- estimates from a plan -------------------------------------------------------------------------------------------
+# ---- estimates from a plan -----------------------------------------------------------------------
 
 
-def hours(plan: Plan, rate: float, processes: int, looking: float) -> float | None:
-    """Hours of training and evaluation at `rate` training images/s a process; that with most lanes sets the pace.
+def hours(plan: Plan, rate: float, processes: int, eval_cost: float) -> tuple[float, float] | None:
+    """Hours of training and of evaluation at `rate` training images/s per process.
 
-    looking: what an image costs in evaluation, by what it costs in training.
+    The process with most lanes sets the pace. eval_cost: of an image, relative to training.
     """
     if plan.steps is None or plan.samples is None:
         return None
-    trained = plan.steps * max(plan.shares[processes]) * plan.recipe.batch.lane_size
-    looks = plan.evaluations * (2 if plan.recipe.ema.decay is not None else 1)
-    return (trained + looking * looks * plan.samples[1] / processes) / rate / 3600
+    images = plan.steps * max(plan.shares[processes]) * plan.recipe.batch.lane_size
+    models = 1 if plan.recipe.ema.decay is None else 2
+    evaluated = plan.evaluations * models * plan.samples[1] / processes
+    return images / rate / 3600, eval_cost * evaluated / rate / 3600
+
+
+def gpu_rates(plan: Plan) -> dict[str, float | str]:
+    """Training images/s of each known GPU, or why it cannot train the recipe."""
+    needed = sum(plan.memory.values())
+    rates: dict[str, float | str] = {}
+    for name, gpu in GPUS.items():
+        rate = speed(plan.recipe, plan.cost, gpu)
+        if not rate:
+            rates[name] = "has no bf16"
+        elif needed > gpu.memory * GIB:
+            rates[name] = f"a lane needs more than {gpu.memory} GiB"
+        else:
+            rates[name] = rate
+    return rates

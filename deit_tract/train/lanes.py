@@ -1,13 +1,15 @@
 """How many lanes share a forward pass."""
 
+import os
+
 import torch
 from torch import nn
 
 from deit_tract.common.errors import UserError
-from deit_tract.engine.deepspeed import zero_stage
 from deit_tract.models.build import build_model
 from deit_tract.plan import cost
 from deit_tract.plan.cost import Cost
+from deit_tract.recipe.launch import zero_stage
 from deit_tract.recipe.settings.recipe import Recipe
 
 
@@ -42,7 +44,7 @@ def lanes_per_forward(recipe: Recipe, net: nn.Module, device: torch.device) -> i
     wanted = cost.lanes_together(recipe)
     if device.type != "cuda" or coupled or wanted == 1 or recipe.batch.exact:
         return 1
-    if zero_stage() is not None:  # DeepSpeed counts lanes as forward passes
+    if zero_stage(os.environ) is not None:  # DeepSpeed counts lanes as forward passes
         return 1
     with torch.device("meta"):
         measured: Cost = cost.measure(recipe, build_model(recipe))

@@ -22,7 +22,7 @@ from deit_tract.engine.processes import Stop, on_all, on_main
 from deit_tract.evaluators import build_evaluators
 from deit_tract.evaluators.evaluator import Evaluator
 from deit_tract.models.precision import autocast, resolve_precision
-from deit_tract.recipe.launch import check_trackers, lanes_of
+from deit_tract.recipe.launch import lanes_of
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.schedule.durations import in_steps, total_steps
 from deit_tract.schedule.learning_rate import learning_rate
@@ -46,7 +46,6 @@ def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
     process that does not answer.
     """
     recipe = resolve_precision(recipe)
-    check_trackers(recipe)
     accelerator = launch(recipe, folder)
     lock = Lock(folder)
     on_main(accelerator, lock.take)

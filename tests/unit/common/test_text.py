@@ -1,6 +1,7 @@
 """Words and numbers in messages."""
 
 from deit_tract.common.text import (
+    align,
     escaped,
     format_bytes,
     listed,
@@ -38,3 +39,8 @@ def test_the_nearest_word_is_offered():
 
 def test_sizes_have_units():
     assert format_bytes(2**20) == "1.00 MiB" and format_bytes(3 * 2**30) == "3.00 GiB"
+
+
+def test_a_tables_columns_end_at_the_same_place():
+    rows = align([["lanes", "ms"], ["8", "162.6"], ["16"]])
+    assert rows == ["lanes     ms", "    8  162.6", "   16"]

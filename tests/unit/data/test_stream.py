@@ -133,11 +133,6 @@ def test_lanes_are_shared_out_whole(processes):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_more_processes_than_lanes_are_refused():
-    with pytest.raises(UserError, match=r"5 processes for batch.lanes 4; start at most 4"):
-        lanes_of(0, 5, 4)
-
-
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match="use at most 40"):
         Stream(40, 4, 16)

@@ -52,8 +52,9 @@ def test_time_limits_are_read_as_sbatch_reads_them(time_limit, expected):
         ),
         (
             ["--recipe", "quickstart", "--nodes", "2"],
-            "--nodes: 2 x 8 = 16 processes for batch.lanes 4; start at most 4; "
-            "more lanes are another experiment",
+            "launch: 16 processes for batch.lanes 4; start at most 4 (1, 2, 4: equal shares), or "
+            "change the experiment: --set batch.lanes=16 (lanes of 4 images) or "
+            "--set batch.lanes=16 --set batch.size=256 (a larger batch)",
         ),
         (
             ["--recipe", "vit_s_ft224", "--nodes", "1"],
@@ -66,11 +67,11 @@ def test_time_limits_are_read_as_sbatch_reads_them(time_limit, expected):
         ),
         (
             ["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "0-2x"],
-            "--array: '0-2x' is no list of seeds; write it as 0-4 or 0,1,2",
+            "--array: '0-2x' is not a list of seeds; write it as 0-4 or 0,1,2",
         ),
         (
             ["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "3-1"],
-            "--array: '3-1' holds no seed; write it as 0-4 or 0,1,2",
+            "--array: '3-1' has no seed; write it as 0-4 or 0,1,2",
         ),
         (
             ["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "0", "--set", "seed=1"],
@@ -83,7 +84,7 @@ def test_time_limits_are_read_as_sbatch_reads_them(time_limit, expected):
         ),
         (
             ["--recipe", "vit_s_800ep", "--nodes", "1", "--account", "a\nb"],
-            "--account: 'a\\nb' cannot stand in a batch script; choose a plain name",
+            "--account: 'a\\nb' cannot be part of a batch script; choose a plain name",
         ),
         (
             [
@@ -95,7 +96,7 @@ def test_time_limits_are_read_as_sbatch_reads_them(time_limit, expected):
                 str(ROOT / "tools/accelerate/gpu1.yaml"),
             ],
             f"{ROOT}/tools/accelerate/gpu1.yaml: is for one process, not for 8; "
-            "take tools/accelerate/nodes.yaml",
+            "use tools/accelerate/nodes.yaml",
         ),
         (
             [
@@ -107,7 +108,7 @@ def test_time_limits_are_read_as_sbatch_reads_them(time_limit, expected):
                 str(ROOT / "recipes/quickstart.yaml"),
             ],
             f"{ROOT}/recipes/quickstart.yaml: "
-            "has no distributed_type as configurations of accelerate's have; "
+            "is not an Accelerate config: no distributed_type; "
             "see tools/accelerate/",
         ),
     ],
@@ -132,7 +133,7 @@ def test_deepspeed_needs_even_shares_whole_tensors_and_no_ssh(
     for overrides, error in (
         (
             ["optim.name=adamw", "batch.size=60", "batch.lanes=5"],
-            "cannot share 5 lanes evenly among 2 processes",
+            "5 lanes do not divide over 2 processes, as DeepSpeed needs",
         ),
         (["seed=1"], "LAMB's trust ratio needs whole tensors, which ZeRO stage 1 cuts up"),
     ):
@@ -154,7 +155,8 @@ def test_submitting(tmp_path, capsys, monkeypatch, printed):
     ]
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
     assert call(capsys, monkeypatch, *arguments)[2] == [
-        "error: sbatch: not found: this is no machine of a SLURM cluster; --print shows the script"
+        "error: sbatch: not found: this machine is not part of a SLURM cluster; "
+        "--print shows the script"
     ]
     bin = fake_slurm.install(tmp_path)
     monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")

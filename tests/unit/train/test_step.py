@@ -14,7 +14,6 @@ from deit_tract.common.seeds import derive
 from deit_tract.data.sets.load import load_splits
 from deit_tract.data.transforms import augment, colour, fast
 from deit_tract.engine.batch_norm import RunningStatistics
-from deit_tract.engine.deepspeed import deepspeed_plugin
 from deit_tract.engine.replicas import Replicas
 from deit_tract.models import drop_path
 from deit_tract.models.build import build_model
@@ -23,6 +22,7 @@ from deit_tract.models.precision import resolve_precision
 from deit_tract.optim.build import build_optimizer
 from deit_tract.plan import cost
 from deit_tract.plan.gpus import known_peak
+from deit_tract.recipe.launch import Launch, check_launch
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.tasks import build_task
 from deit_tract.tract import gram
@@ -97,7 +97,8 @@ def test_models_that_couple_samples_are_refused(name, why):
 def test_auto_fills_a_gpu_as_far_as_its_memory_goes(monkeypatch, overrides, memory, lanes):
     properties = SimpleNamespace(total_memory=memory * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    recipe = load_recipe("vit_s_800ep_tract", [*overrides, "model.args.depth=2"])
+    overrides = [*overrides, "model.args.depth=2", "precision.autocast=bf16"]
+    recipe = load_recipe("vit_s_800ep_tract", overrides)
     with torch.device("meta"):
         net = build_model(recipe)
     assert lanes_per_forward(recipe, net, torch.device("cuda")) == lanes
@@ -108,7 +109,7 @@ def test_what_cannot_have_lanes_together_says_so(monkeypatch):
         load_recipe("quickstart", ["batch.exact=true", "batch.lanes_per_forward=2"])
     for key, value in (("batch.lanes_per_forward", "2"), ("precision.compile", "true")):
         with pytest.raises(UserError, match=key):
-            deepspeed_plugin(load_recipe("quickstart", [f"{key}={value}"]), 0)
+            check_launch(load_recipe("quickstart", [f"{key}={value}"]), Launch(zero_stage=0))
 
 
 # ---- drop path on a subset -----------------------------------------------------------------------
@@ -185,6 +186,7 @@ def test_attention_is_torchs_fused_one():
 def test_auto_precision_is_bf16_where_it_is(monkeypatch, cuda, bf16, half):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     recipe = resolve_precision(load_recipe("vit_s_800ep_tract"))
     assert recipe.precision.autocast == half and recipe.name == "vit_s_800ep_tract"
     assert (
