@@ -1,4 +1,6 @@
-"""Images of noise."""
+"""Images of noise, and folders of grey ones."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,3 +17,13 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
     """uint8 (c, h, w)"""
     array = torch.from_numpy(np.array(image))
     return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1)
+
+
+def write_grey_photos(folder: Path) -> None:
+    """Two classes, a and b, of eight images each in train/ and in val/, each grey of its own."""
+    for part in ("train", "val"):
+        for kind in ("a", "b"):
+            (folder / part / kind).mkdir(parents=True)
+            for index in range(8):
+                pixels = np.full((20, 20, 3), 10 * index, np.uint8)
+                Image.fromarray(pixels).save(folder / part / kind / f"{index}.png")

@@ -16,7 +16,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from deit_tract.common.errors import UserError
@@ -26,6 +25,7 @@ from deit_tract.train import log
 from deit_tract.train.folder import Lock
 from tests.helpers import ROOT
 from tests.helpers.faults import state
+from tests.helpers.images import write_grey_photos
 from tests.helpers.processes import command, environment, finish, kill, run, sets, workers, worlds
 from tests.helpers.runs import losses, short, train
 
@@ -210,12 +210,7 @@ def test_too_many_unreadable_images_end_the_run():
 
 
 def test_unreadable_photos_are_counted_over_processes_and_restarts(tmp_path):
-    for part in ("train", "val"):
-        for kind in ("a", "b"):
-            (tmp_path / "data" / part / kind).mkdir(parents=True)
-            for index in range(8):
-                pixels = np.full((20, 20, 3), 10 * index, np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "data" / part / kind / f"{index}.png")
+    write_grey_photos(tmp_path / "data")
     for name in ("a/1.png", "b/3.png"):
         (tmp_path / "data" / "train" / name).write_bytes(b"not an image")
     overrides = [

@@ -6,10 +6,8 @@ import json
 import math
 import os
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import Subset
 
@@ -26,6 +24,7 @@ from deit_tract.recipe.settings.recipe import Evaluate
 from deit_tract.tasks import build_task
 from deit_tract.tasks.classify import Classify
 from deit_tract.train import loop
+from tests.helpers.images import write_grey_photos
 from tests.helpers.loop import same, weights
 from tests.helpers.runs import losses, short, train, train_until
 
@@ -319,12 +318,7 @@ def test_real_photos_through_the_folder_reader(tmp_path, real_images):
 
 
 def test_an_unreadable_photo_ends_the_run_with_its_path(tmp_path):
-    for part in ("train", "val"):
-        for kind in ("a", "b"):
-            (tmp_path / "data" / part / kind).mkdir(parents=True)
-            for index in range(8):
-                pixels = np.full((20, 20, 3), 10 * index, np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "data" / part / kind / f"{index}.png")
+    write_grey_photos(tmp_path / "data")
     bad = tmp_path / "data" / "train" / "b" / "3.png"
     bad.write_bytes(bad.read_bytes()[:40])
     overrides = [

@@ -35,6 +35,8 @@ ROOMS = {
     "cli": "common recipe tract schedule data models optim tasks evaluators plan engine train"
     " results",
 }
+# What a folder in a room may import of the same room besides itself
+FOLDERS = {"data.sets": "", "data.transforms": "data.sets", "recipe.settings": "recipe.datasets"}
 # Who may import a library; all others may not, not even inside a function
 KNOWN_BY = {
     "accelerate": {"engine", "train"},
@@ -43,9 +45,6 @@ KNOWN_BY = {
 }
 # Rooms whose files import no Torch, directly or through another file, when they are imported
 WITHOUT_TORCH = ("recipe", "schedule", "cli")
-
-
-not_yet = pytest.mark.xfail(reason="the rooms are being tidied", strict=False)
 
 
 def module_of(path) -> str:
@@ -102,9 +101,7 @@ def test_every_file_is_in_a_room():
     assert rooms == {"", *ROOMS}
 
 
-@pytest.mark.parametrize(
-    "room", [pytest.param(room, marks=not_yet if room == "tasks" else ()) for room in ROOMS]
-)
+@pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_rooms_below_it(room):
     below = list(ROOMS)[: list(ROOMS).index(room)]
     allowed = ROOMS[room].split()
@@ -115,9 +112,17 @@ def test_a_room_imports_rooms_below_it(room):
             assert used <= {room, *allowed}, f"{module} imports {used - {room, *allowed}}"
 
 
-@pytest.mark.parametrize(
-    "library", ["accelerate", "deepspeed", pytest.param("argparse", marks=not_yet)]
-)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_what_is_below_it_in_its_room(folder):
+    room = folder.split(".")[0]
+    allowed = tuple(f"deit_tract.{name}" for name in (folder, *FOLDERS[folder].split()))
+    for module in FILES:
+        if module.startswith(f"deit_tract.{folder}"):
+            used = {name for name in imports(module) & set(FILES) if room_of(name) == room}
+            assert all(name.startswith(allowed) for name in used), f"{module} imports {used}"
+
+
+@pytest.mark.parametrize("library", KNOWN_BY)
 def test_few_rooms_know_a_library(library):
     users = {
         room_of(module)
@@ -133,14 +138,13 @@ def test_no_circle_of_files():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
-@pytest.mark.parametrize("room", ["recipe", "schedule", pytest.param("cli", marks=not_yet)])
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
 def test_recipes_and_mistakes_do_not_wait_for_torch(room):
     for module in FILES:
         if room_of(module) == room:
             assert "torch" not in {name.split(".")[0] for name in imported_with(module)}, module
 
 
-@not_yet
 def test_listing_recipes_imports_no_torch():
     """As above, asked of Python itself."""
     code = (

@@ -39,9 +39,7 @@ def test_a_timm_name_that_cannot_be_had_is_one_line():
 
 
 def test_what_is_not_there_is_said(tmp_path):
-    assert fails(tmp_path / "no").endswith(
-        "give a run's folder, a file of weights or timm:NAME"
-    )
+    assert fails(tmp_path / "no").endswith("give a run's folder, a file of weights or timm:NAME")
     assert "holds neither a run nor weights" in fails(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     assert "this run has no checkpoint yet" in fails(tmp_path)
