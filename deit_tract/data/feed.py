@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deit_tract.data.loader import Batch, Replaced, Views, checked, listed, loader, stacked
+from deit_tract.data.loader import Batch, Replaced, Views, checked, loader, stacked, unstacked
 from deit_tract.data.resident import Resident, ResidentFeed
 from deit_tract.data.stream import Order, Stream, View, in_turn
 
@@ -68,7 +68,7 @@ class PlainFeed:
             yield self._on_device([batch])
 
     def _load(self, keys: Iterable[list[View]]) -> Iterator[Batch]:
-        collate = stacked if self.stacked else listed
+        collate = stacked if self.stacked else unstacked
         pin_memory = self.device.type == "cuda"
         return checked(loader(self.views, keys, self.workers, pin_memory, collate), self.replaced)
 
@@ -82,7 +82,7 @@ class PlainFeed:
         batch = {name: self._joined([piece[name] for piece in pieces]) for name in pieces[0]}
         finish = getattr(self.views.transform, "finish", None)
         if finish is not None:
-            batch["image"] = finish(batch["image"], *([torch.cat(draws)] if draws else []))
+            batch["image"] = finish(batch["image"], torch.cat(draws) if draws else None)
         return batch
 
     def _joined(self, pieces: list) -> Tensor | list[Tensor]:

@@ -91,7 +91,7 @@ def stacked(samples: list[Loaded]) -> Loaded:
     return _together(samples, default_collate)
 
 
-def listed(samples: list[Loaded]) -> Loaded:
+def unstacked(samples: list[Loaded]) -> Loaded:
     """A batch of samples of different sizes: each name a list."""
     return _together(samples, lambda data: {name: [one[name] for one in data] for name in data[0]})
 

@@ -148,14 +148,11 @@ class TrainTransform:
         pixels = torch.from_numpy(np.array(image))
         return pixels.unsqueeze(2) if pixels.ndim == 2 else pixels
 
-    def finish(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 (b, h, w, c) into normalised float32 (b, c, h, w).
-
-        draws: at most one (b, 8) of `colour.apply`, which comes first.
-        """
+    def finish(self, images: torch.Tensor, draws: torch.Tensor | None = None) -> torch.Tensor:
+        """Turn uint8 (b, h, w, c) into normalised float32 (b, c, h, w), after any draws (b, 8)."""
         images = images.permute(0, 3, 1, 2).contiguous()
-        for rows in draws:
-            images = colour.apply(images, rows)
+        if draws is not None:
+            images = colour.apply(images, draws)
         mean, std = (send(constant, images.device) for constant in (self.mean, self.std))
         return colour.normalize(images, mean, std)
 

@@ -12,8 +12,8 @@ from deit_tract.data.sets.boxes import Photo
 class ToSample:
     """A Photo to its named tensors, mirrored with probability `flip`; resized in the detector.
 
-    image (3, h, w) in [0, 1], boxes (n, 4), labels (n,), index (). Without `difficult` such objects are left out, as
-    in training.
+    image (3, h, w) in [0, 1], boxes (n, 4), labels (n,), index (). Without `difficult` such objects
+    are left out, as in training.
     """
 
     def __init__(self, flip: float = 0.0, difficult: bool = True):

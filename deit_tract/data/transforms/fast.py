@@ -37,18 +37,17 @@ def pipeline(recipe: Recipe, images: Dataset) -> tuple[Dataset, "FastTransform"]
 
 
 class FastTransform(augment.TrainTransform):
-    """A uint8 array (height, width[, 3]) to a uint8 tensor (h, w, c), which `finish` normalises for a batch.
+    """A uint8 array (height, width[, 3]) to a uint8 tensor (h, w, c), for `finish` to normalise.
 
-    With `defer` to {"image": uint8 tensor (h, w, c), "draws": row}: `finish` then applies the colours, too.
+    With `defer` to {"image": uint8 tensor (h, w, c), "draws": row}: `finish` then applies the
+    colours, too.
     """
 
     def __init__(self, recipe: Recipe, defer: bool):
         super().__init__(recipe)
         self.on_tensors = [step for step in self.geometry if isinstance(step, ON_TENSORS)]
         self.on_pil = self.geometry[len(self.on_tensors) :]
-        assert not any(isinstance(step, ON_TENSORS) for step in self.on_pil), (
-            "crop and flip come first"
-        )
+        assert not any(isinstance(step, ON_TENSORS) for step in self.on_pil), "a crop comes late"
         self.defer = defer
 
     def __call__(self, array: np.ndarray) -> Tensor | dict[str, Tensor]:

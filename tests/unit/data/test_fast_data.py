@@ -102,7 +102,7 @@ def test_all_but_resizes_is_equal_for_equal_seeds(case):
             results.append(transform(source))
     assert torch.equal(whole.finish(torch.stack(found)), torch.stack(expected))
     assert torch.equal(halves.finish(torch.stack(first)), torch.stack(expected))
-    pixels, draws = (torch.stack(part) for part in zip(*left, strict=True))
+    pixels, draws = (torch.stack([one[name] for one in left]) for name in ("image", "draws"))
     assert pixels.dtype == torch.uint8 and pixels.shape == (60, 48, 48, recipe.data.channels)
     assert torch.equal(deferred.finish(pixels, draws), torch.stack(expected))
 
@@ -113,8 +113,8 @@ def test_a_batch_is_finished_as_its_images_alone():
     for seed in range(16):
         seed_generators(seed)
         samples.append(transform(np.array(noise((48, 48), seed=seed))))
-    pixels, draws = (torch.stack(part) for part in zip(*samples, strict=True))
-    alone = [transform.finish(*(part[None] for part in sample))[0] for sample in samples]
+    pixels, draws = (torch.stack([one[name] for one in samples]) for name in ("image", "draws"))
+    alone = [transform.finish(one["image"][None], one["draws"][None])[0] for one in samples]
     before = pixels.clone()
     assert torch.equal(transform.finish(pixels, draws), torch.stack(alone)) and torch.equal(
         pixels, before

@@ -11,7 +11,7 @@ import torch
 
 from deit_tract.common.errors import UserErrors
 from deit_tract.data.feed import Source
-from deit_tract.data.loader import Batch, Views, listed
+from deit_tract.data.loader import Batch, Views, unstacked
 from deit_tract.data.sets.boxes import Objects
 from deit_tract.data.sets.load import load_splits
 from deit_tract.data.stream import View
@@ -35,7 +35,7 @@ def evaluator(*overrides: str) -> Detection:
 
 def batch(source: Source, *indices: int) -> Batch:
     views = Views(source.images, source.transform)
-    return listed(views.__getitems__([View(index, 0) for index in indices])).data
+    return unstacked(views.__getitems__([View(index, 0) for index in indices])).data
 
 
 # ---- the recipe ----------------------------------------------------------------------------------
