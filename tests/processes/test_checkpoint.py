@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified, pruned, and safe when the disk fills up."""
+"""A checkpoint on a disk that fills up, with a limit set in another process."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""The commands: what a mistake prints, and what --list, --explain and --schema show."""
+"""The real command prints what the tests of tests/unit/cli see in this process."""
 
 from tests.helpers.processes import run, sets
 from tests.helpers.runs import short

@@ -1,4 +1,4 @@
-"""tools/compare.py: the tables, the statistics and the picture of runs."""
+"""tools/compare.py as a command: its mistakes."""
 
 import subprocess
 import sys

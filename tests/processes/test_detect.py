@@ -1,6 +1,4 @@
-"""Detection in the trainer: draws from the lane's seed, evaluation image by image, resume and
-processes to the bit.
-"""
+"""Detection in real processes: killed and resumed to the bit, and two processes as one."""
 
 import torch
 

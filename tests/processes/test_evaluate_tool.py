@@ -1,6 +1,4 @@
-"""tools/evaluate.py: the run's own numbers again, whatever the processes; other weights, other
-sets, other counts.
-"""
+"""tools/evaluate.py on two and three processes."""
 
 import json
 

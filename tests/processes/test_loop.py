@@ -1,6 +1,4 @@
-"""Training in one process: log, evaluation, EMA, resume to the bit, and a stop when the loss is no
-number.
-"""
+"""A run that is killed twice and started again ends with the same bits."""
 
 import signal
 

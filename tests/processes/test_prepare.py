@@ -1,4 +1,4 @@
-"""tools/prepare.py: what it finds in a data set, sorting ImageNet's validation images."""
+"""tools/prepare.py as a command: what it says of a flat validation folder."""
 
 import os
 import subprocess

@@ -1,6 +1,4 @@
-"""The step: several lanes in one forward, drop path on a subset, compilation, precision, pace and
-profile.
-"""
+"""A step on two processes with different numbers of lanes."""
 
 import pytest
 

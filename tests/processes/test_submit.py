@@ -1,6 +1,4 @@
-"""The batch script: what it asks SLURM for, what reaches the training, and what it does when it is
-told to stop.
-"""
+"""The batch script under a SLURM of shell scripts: options, stops, requeues."""
 
 import json
 import os

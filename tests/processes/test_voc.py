@@ -1,6 +1,4 @@
-"""Photos with boxes in VOC's layout: boxes, flags and flips, and what is said of a set that is not
-as it must be.
-"""
+"""tools/prepare.py on a set in VOC's layout."""
 
 import os
 import subprocess

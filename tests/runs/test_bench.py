@@ -1,4 +1,4 @@
-"""The benches' own arithmetic, and that the steps they compare train."""
+"""LAMB's launches, counted by the bench."""
 
 from deit_tract.recipe.resolve import load_recipe
 

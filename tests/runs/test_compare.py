@@ -1,4 +1,4 @@
-"""tools/compare.py: the tables, the statistics and the picture of runs."""
+"""tools/compare.py on runs that were trained: the table and the picture."""
 
 from tests.helpers.compare import compare, tables
 from tests.helpers.runs import short, train

@@ -1,6 +1,4 @@
-"""Detection in the trainer: draws from the lane's seed, evaluation image by image, resume and
-processes to the bit.
-"""
+"""Detection runs: metrics, tables and pictures, fine-tuning, and that it learns."""
 
 import io
 import json

@@ -1,6 +1,4 @@
-"""tools/evaluate.py: the run's own numbers again, whatever the processes; other weights, other
-sets, other counts.
-"""
+"""tools/evaluate.py gives a run's own numbers again, from every place its weights can be."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The fast pipeline: what PIL and torchvision compute for the same draws, in any order of work."""
+"""Runs on the fast pipeline."""
 
 import pytest
 

@@ -1,6 +1,4 @@
-"""What may happen to a run: signals, kills, a process that hangs, broken files, a number that is
-none, a second job.
-"""
+"""What may happen to a run in one process: cut checkpoints, bad steps, errors while saving."""
 
 import math
 import os

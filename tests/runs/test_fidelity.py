@@ -1,9 +1,4 @@
-"""The DeiT-III recipes against the reference, value by value: what today's libraries would silently
-do otherwise.
-
-docs/fidelity.md is the table of these; the stream, mixing and transforms are in the tests of their
-modules.
-"""
+"""DeiT-III's files and fine-tuning, in models of full size."""
 
 import argparse
 

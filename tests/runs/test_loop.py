@@ -1,6 +1,4 @@
-"""Training in one process: log, evaluation, EMA, resume to the bit, and a stop when the loss is no
-number.
-"""
+"""Training in one process: log, evaluation, EMA, resume to the bit, and a stop at a loss of NaN."""
 
 import json
 import math

@@ -1,6 +1,4 @@
-"""The plan: its counts against known figures and real tensors, its checks against the run's own
-mistakes.
-"""
+"""The plan against runs: sizes of checkpoints, and the mistakes that a run finds."""
 
 import pytest
 

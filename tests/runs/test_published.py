@@ -1,4 +1,4 @@
-"""published.yaml against its sources, and the comparison with it while training."""
+"""Training compared with published.yaml while it goes."""
 
 import json
 

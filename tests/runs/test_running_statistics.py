@@ -1,6 +1,4 @@
-"""Batch normalisation under lanes: one GPU's statistics with one lane, the mean over lanes whatever
-the processes.
-"""
+"""Batch normalisation's running statistics after resuming."""
 
 import shutil
 

@@ -1,6 +1,4 @@
-"""What is loaded cannot run code: no plain pickles, no YAML tags, no evaluated text; a file that
-tries is refused.
-"""
+"""A run folder cannot run code: neither its optimizer state nor its recipe."""
 
 import hashlib
 import json

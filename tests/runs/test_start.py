@@ -1,4 +1,4 @@
-"""Where fine-tuning starts: runs, files, timm names; heads of other data sets; what is frozen."""
+"""Fine-tuning runs: what they start from, whose head they keep, and what moves."""
 
 import shutil
 

@@ -1,6 +1,4 @@
-"""The step: several lanes in one forward, drop path on a subset, compilation, precision, pace and
-profile.
-"""
+"""Runs with several lanes in one forward, drop path on a subset, a stated peak, a profile."""
 
 import gzip
 import json

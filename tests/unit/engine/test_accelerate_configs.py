@@ -1,6 +1,4 @@
-"""The shipped configurations of accelerate launch: what each asks for, and that they train; gpu1 in
-test_submit.py.
-"""
+"""The shipped configurations of accelerate launch: what each asks for."""
 
 import argparse
 

@@ -1,6 +1,4 @@
-"""The plan: its counts against known figures and real tensors, its checks against the run's own
-mistakes.
-"""
+"""The plan: its counts against known figures and real tensors, its checks."""
 
 import dataclasses
 

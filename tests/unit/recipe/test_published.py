@@ -1,4 +1,4 @@
-"""published.yaml against its sources, and the comparison with it while training."""
+"""published.yaml against its sources."""
 
 import csv
 from statistics import fmean

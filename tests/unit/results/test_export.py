@@ -1,6 +1,4 @@
-"""tools/export.py: timm loads what it writes to the same weights, logits and pixels; nothing else
-is touched.
-"""
+"""Exported crops, class names, and what of a recipe is not published."""
 
 import math
 

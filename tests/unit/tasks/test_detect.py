@@ -1,6 +1,4 @@
-"""Detection in the trainer: draws from the lane's seed, evaluation image by image, resume and
-processes to the bit.
-"""
+"""Detection's settings, its random draws, and its evaluation image by image."""
 
 import json
 import random
@@ -56,10 +54,7 @@ def batch(source: Source, *indices: int) -> Batch:
         ("model.name=resnet18", "no detector 'resnet18'; set it to fasterrcnn_vgg16"),
         ("data.name=digits", "'digits' has no boxes; use one of synthetic, voc, voc2007"),
         ("data.classes=2", "2, but detect.class_names has 3; set it to 3"),
-        (
-            "detect.class_names=[a, A, c]",
-            "duplicate class name; names are compared without case",
-        ),
+        ("detect.class_names=[a, A, c]", "duplicate class name; names are compared without case"),
         ("detect.max_size=90", "90 is below data.image_size 96; raise it"),
         ("detect.rpn_negative_iou=0.8", "0.8 is above detect.rpn_positive_iou 0.7; lower it"),
         (
@@ -82,7 +77,10 @@ def test_a_setting_that_does_not_fit_is_one_line(setting, message):
             "model.unfreeze_from=4",
             "'model.unfreeze_from' has no effect for task classify; remove it",
         ),
-        ("data.name=voc2007", "'voc2007' has boxes instead of one class per image; set task=detect"),
+        (
+            "data.name=voc2007",
+            "'voc2007' has boxes instead of one class per image; set task=detect",
+        ),
     ],
 )
 def test_what_only_detection_reads_is_refused_elsewhere(setting, message):
@@ -92,7 +90,9 @@ def test_what_only_detection_reads_is_refused_elsewhere(setting, message):
 
 
 def test_layers_that_stay_as_they_are_drawn_are_refused():
-    with pytest.raises(UserErrors, match="the first 4 convolutions would keep their random weights"):
+    with pytest.raises(
+        UserErrors, match="the first 4 convolutions would keep their random weights"
+    ):
         load_recipe("voc2007_frcnn_vgg16_frozen", ["model.pretrained=false"])
 
 

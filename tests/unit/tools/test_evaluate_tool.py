@@ -1,6 +1,4 @@
-"""tools/evaluate.py: the run's own numbers again, whatever the processes; other weights, other
-sets, other counts.
-"""
+"""tools/evaluate.py: measures by hand, other weights, other sets of ImageNet."""
 
 import dataclasses
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""The batch script: what it asks SLURM for, what reaches the training, and what it does when it is
-told to stop.
-"""
+"""tools/submit.py: time limits, mistakes, and what it hands to sbatch."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified, pruned, and safe when the disk fills up."""
+"""Checkpoints: complete or not there, verified and pruned."""
 
 import pytest
 

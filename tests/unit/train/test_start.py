@@ -1,4 +1,4 @@
-"""Where fine-tuning starts: runs, files, timm names; heads of other data sets; what is frozen."""
+"""Where fine-tuning starts: timm names, heads of other data sets, what is frozen."""
 
 import pytest
 import timm
