@@ -45,7 +45,7 @@ def main() -> None:
     for group in groups:
         key = arguments.published or group.recipe.expect.published
         if key:
-            entries.setdefault(key, []).append(group)
+            entries.setdefault(published.find(key).key, []).append(group)
     print(comparison(runs, groups, entries))
     if arguments.plot:
         plot(groups, entries, arguments.plot)

@@ -129,6 +129,17 @@ def test_another_published_key_and_final_numbers(tmp_path):
     assert done.returncode == 0 and "- no curve" in done.stdout and len(tables(done.stdout)) == 1
 
 
+def test_results_of_one_entry_share_its_curve(tmp_path):
+    held = f"expect.published={CURVE}"
+    folders = [
+        write(tmp_path / name, {5: 80.0}, key, lr, exit=None)
+        for name, key, lr in (("a", held, "optim.lr=0.5"), ("b", f"{held}/deit3", "optim.lr=0.6"))
+    ]
+    done = compare(*folders)
+    assert done.stdout.count("Published as") == 1
+    assert {"a", "b"} < tables(done.stdout)[-1][0].keys()
+
+
 def test_a_run_that_has_just_begun(tmp_path):
     done = compare(
         write(tmp_path / "run", {}, f"expect.published={CURVE}", exit=None),
