@@ -10,7 +10,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
+from deit_tract.common.colors import OKABE_ITO
 from deit_tract.common.errors import UserError
+from deit_tract.common.text import table
 from deit_tract.data.feed import Source
 from deit_tract.data.loader import Batch
 from deit_tract.data.transforms.detection import ToSample
@@ -23,8 +25,6 @@ from deit_tract.evaluators.average_precision import (
 from deit_tract.recipe.settings.recipe import HEADLINES, Evaluate, Recipe
 
 DRAWN = 0.5  # score from which a detection is drawn
-# colours that people with colour blindness can tell apart
-COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 
 class Detection:
@@ -97,7 +97,7 @@ class Detection:
 
     def table(self) -> str:
         """The average precision of every class in the last evaluation as Markdown."""
-        return table(self.class_names, self.precisions)
+        return class_table(self.class_names, self.precisions)
 
 
 def gathered(records: list[tuple]) -> Detections:
@@ -113,21 +113,17 @@ def gathered(records: list[tuple]) -> Detections:
     return Detections(images, boxes, labels.astype(np.int64), scores)
 
 
-def table(names: list[str], precisions: list[ClassPrecision]) -> str:
+def class_table(names: list[str], precisions: list[ClassPrecision]) -> str:
     """Average precision in percent of every class as a Markdown table, the means last."""
     seven, area, objects, detections = zip(*precisions, strict=True)
-    mean = ClassPrecision(
-        mean_over_classes(seven), mean_over_classes(area), sum(objects), sum(detections)
-    )
-    width = max(len(name) for name in ("class", *names))
-    lines = [
-        f"| {'class':<{width}} | AP 07 | AP area | objects | detections |",
-        f"| {'-' * width} | ----: | ------: | ------: | ---------: |",
+    means = (mean_over_classes(seven), mean_over_classes(area))
+    mean = ClassPrecision(*means, sum(objects), sum(detections))
+    rows = [
+        (name, _percent(row.ap07), _percent(row.area), f"{row.objects:,}", f"{row.detections:,}")
+        for name, row in zip((*names, "mean"), (*precisions, mean), strict=True)
     ]
-    for name, row in zip((*names, "mean"), (*precisions, mean), strict=True):
-        numbers = f"{_percent(row.ap07):>5} | {_percent(row.area):>7}"
-        lines.append(f"| {name:<{width}} | {numbers} | {row.objects:>7,} | {row.detections:>10,} |")
-    return "\n".join(lines) + "\n"
+    columns = ("class", "AP 07", "AP area", "objects", "detections")
+    return table(columns, rows, right=columns[1:]) + "\n"
 
 
 def _percent(value: float) -> str:
@@ -145,5 +141,5 @@ def drawn(photo, record: tuple, names: list[str]) -> Tensor:
     if not len(shown):
         return image
     texts = [f"{names[int(labels[place]) - 1]} {scores[place]:.2f}" for place in shown]
-    colors = [COLORS[int(labels[place]) % len(COLORS)] for place in shown]
+    colors = [OKABE_ITO[int(labels[place]) % len(OKABE_ITO)] for place in shown]
     return draw_bounding_boxes(image, torch.from_numpy(boxes[shown]), texts, colors, width=2)

@@ -28,8 +28,8 @@ from deit_tract.train.evaluate import evaluate, start_processes
 DATA = tuple(DATASETS)
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(Choice):
     """The options of tools/evaluate.py: what to evaluate on what. None leaves it to the source."""
 
     source: str
@@ -37,12 +37,6 @@ class Request:
     data_dir: str | None = None
     no_verify: bool = False
     real: Path | None = None
-    model: str | None = None
-    recipe: str | None = None
-    step: int | None = None
-    ema: bool = False
-    image_size: int | None = None
-    crop: float | None = None
     precision: str | None = None
     batch_size: int | None = None
     workers: int | None = None
@@ -73,34 +67,50 @@ class Request:
 
 def evaluate_trained(request: Request) -> str | None:
     """Evaluate and write the files that are asked for. Returns text, on process 0 only."""
-    model = _model(request)
+    model = load_trained(request.source, request)
     name, data = _data(request, model)
     recipe = model.recipe
-    settings = Evaluate(
-        batch_size=request.batch_size or (recipe.evaluate if recipe else Evaluate()).batch_size
-    )
     kind = DetectorResults if recipe and recipe.task == "detect" else ClassifierResults
-    results = kind(request, model, name, data, settings)
+    results = kind(request, model, name, data)
     own = resolve_precision(recipe).precision.autocast if recipe else None
     precision = request.precision or own or "float32"
     accelerator = start_processes(precision)
     found = _measure(results, model, accelerator)
+    about = {
+        "source": request.source,
+        "model": model.name,
+        "step": model.step,
+        "ema": request.ema,
+        "data": name,
+        "data_dir": data.dir,
+        "image_size": data.image_size,
+        "crop": model.crop,
+        "precision": precision,
+        "device": accelerator.device.type,
+        "processes": accelerator.num_processes,
+    }
     text = None
     if accelerator.is_main_process:
-        where = _where(request, model, name, data, precision, accelerator)
-        text = "\n".join(
-            [_title(where), *results.lines(found), _speed(where, found["images_per_s"])]
-        )
+        speed = f"{found['images_per_s']:,.0f} images/s, reading and decoding included"
+        machine = f"{about['processes']} process(es), {about['device']}, {precision}"
+        text = "\n".join([_title(about), *results.lines(found), f"{speed}: {machine}"])
         if request.json:
-            write_atomic(request.json, json.dumps(where | found, indent=1) + "\n")
+            write_atomic(request.json, json.dumps(about | found, indent=1) + "\n")
     accelerator.end_training()
     return text
 
 
-def _model(request: Request) -> Trained:
-    keys = ("model", "recipe", "ema", "step", "image_size", "crop")
-    choice = Choice(**{key: getattr(request, key) for key in keys})
-    return load_trained(request.source, choice)
+def _title(about: dict[str, Any]) -> str:
+    step = "" if about["step"] is None else f" at step {about['step']:,}"
+    if step and about["ema"]:
+        step += " (averaged weights)"
+    images = f"{about['data']}, {about['image_size']} px, crop {about['crop']:g}"
+    return f"{about['source']}{step}: {about['model']} on {images}"
+
+
+def _settings(request: Request, model: Trained) -> Evaluate:
+    own = model.recipe.evaluate if model.recipe else Evaluate()
+    return Evaluate(batch_size=request.batch_size or own.batch_size)
 
 
 def _data(request: Request, model: Trained) -> tuple[str, Data]:
@@ -126,7 +136,7 @@ def _data(request: Request, model: Trained) -> tuple[str, Data]:
 class ClassifierResults:
     """What is asked for of a classifier; `DetectorResults` has the same methods."""
 
-    def __init__(self, request: Request, model: Trained, name: str, data: Data, settings: Evaluate):
+    def __init__(self, request: Request, model: Trained, name: str, data: Data):
         self.request = request
         self.images = load_validation(data, name=name)
         self.classes = data.classes
@@ -134,6 +144,7 @@ class ClassifierResults:
         if request.real:
             self.answers = real_answers(request.real, self.images, data.verify)
         source = Source(self.images, model.transform)
+        settings = _settings(request, model)
         self.evaluator = Classification(source, settings, data.workers, keep=True)
 
     def details(self) -> dict[str, Any]:
@@ -174,7 +185,7 @@ class ClassifierResults:
 class DetectorResults:
     """What is asked for of a detector, on the validation split of its recipe."""
 
-    def __init__(self, request: Request, model: Trained, name: str, data: Data, settings: Evaluate):
+    def __init__(self, request: Request, model: Trained, name: str, data: Data):
         """Raises UserError for what only classifiers have, and if the data has no boxes."""
         for option in ("real", "calibration", "confusion"):
             if getattr(request, option):
@@ -186,6 +197,7 @@ class DetectorResults:
         self.request = request
         self.class_names = model.recipe.detect.class_names
         photos = load_validation(data, model.recipe.detect)
+        settings = _settings(request, model)
         self.evaluator = Detection(photos, self.class_names, settings, data.workers)
 
     def details(self) -> dict[str, Any]:
@@ -224,35 +236,3 @@ def _measure(
         metrics = evaluate(evaluator, net, accelerator, accelerator.autocast, progress=bar.update)
         seconds = time.perf_counter() - begin
     return {"count": count} | metrics | {"images_per_s": count / seconds} | results.details()
-
-
-def _where(
-    request: Request, model: Trained, name: str, data: Data, precision: str, accelerator
-) -> dict[str, Any]:
-    """What was evaluated where, the beginning of the JSON file."""
-    return {
-        "source": request.source,
-        "model": model.name,
-        "step": model.step,
-        "ema": request.ema,
-        "data": name,
-        "data_dir": data.dir,
-        "image_size": data.image_size,
-        "crop": model.crop,
-        "precision": precision,
-        "device": accelerator.device.type,
-        "processes": accelerator.num_processes,
-    }
-
-
-def _title(where: dict[str, Any]) -> str:
-    step = "" if where["step"] is None else f" at step {where['step']:,}"
-    if step and where["ema"]:
-        step += " (averaged weights)"
-    images = f"{where['data']}, {where['image_size']} px, crop {where['crop']:g}"
-    return f"{where['source']}{step}: {where['model']} on {images}"
-
-
-def _speed(where: dict[str, Any], rate: float) -> str:
-    machine = f"{where['processes']} process(es), {where['device']}, {where['precision']}"
-    return f"{rate:,.0f} images/s, reading and decoding included: {machine}"

@@ -22,18 +22,17 @@ class RunLog:
         folder: Path,
         accelerator: Accelerator,
         recipe: Recipe,
-        headline: str,
         start: int,
         total: int,
         best: dict | None,
     ):
-        """Resume at step `start` of `total`; `headline` is the metric that decides what is best.
+        """Resume at step `start` of `total`, `best` being the best evaluation before.
 
         Raises UserError if nothing is published under the recipe's key.
         """
         self.folder = folder
         self.accelerator = accelerator
-        self.headline = headline
+        self.headline = recipe.headline
         self.total = total
         self.best = best
         key = recipe.expect.published

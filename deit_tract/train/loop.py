@@ -20,7 +20,6 @@ from deit_tract.engine.batch_norm import RunningStatistics
 from deit_tract.engine.launch import launch, prepare
 from deit_tract.engine.processes import Stop, on_all, on_main
 from deit_tract.evaluators import build_evaluators
-from deit_tract.evaluators.evaluator import Evaluator
 from deit_tract.models.precision import autocast, resolve_precision
 from deit_tract.recipe.launch import lanes_of
 from deit_tract.recipe.settings.recipe import Recipe
@@ -100,11 +99,12 @@ class Run:
         data = load_splits(recipe.data, recipe.detect)
         self.task = build_task(recipe, data.train)
         self.evaluators = build_evaluators(recipe, data.val)
-        self.lanes = lanes_of(
-            accelerator.process_index, accelerator.num_processes, recipe.batch.lanes
-        )
+        batch = recipe.batch
+        images = len(self.task.source.images)
+        repeats = recipe.augment.repeats
+        self.stream = Stream(images, batch.lanes, batch.lane_size, repeats, recipe.seed)
+        self.lanes = lanes_of(accelerator.process_index, accelerator.num_processes, batch.lanes)
         self.forwards = self._forwards()
-        self.stream = _stream(recipe, len(self.task.source.images))
         self.total = total_steps(recipe.schedule, self.stream.steps_per_epoch)
         self.lr = learning_rate(recipe, self.stream.steps_per_epoch)
         self.due = self._due()
@@ -113,7 +113,7 @@ class Run:
             self.origin = load_start_weights(self.task.model, recipe, weights)
         self.averages = self._averages()
         progress = self._start(newest)
-        self.statistics = RunningStatistics(self.task.model, recipe.batch.lanes)
+        self.statistics = RunningStatistics(self.task.model, batch.lanes)
         self.writer = checkpoint.Writer(recipe.save.background)
         self._resume(progress)
 
@@ -157,31 +157,31 @@ class Run:
         return progress
 
     def _resume(self, progress: dict[str, Any]) -> None:
-        """Everything that counts, from where a checkpoint left it."""
-        recipe, accelerator = self.recipe, self.accelerator
+        """Set up step, clock, meter and log as a checkpoint left them."""
+        recipe = self.recipe
+        accelerator = self.accelerator
+        device = accelerator.device
         self.step = progress["step"]
         self.replaced = Replaced(recipe.data.skip_unreadable, progress.get("replaced", ()))
         self.clock = Clock(progress["clock"])
         self.meter = Meter(accelerator, progress["meter"])
-        self.pace = Pace(
-            recipe, accelerator.device, accelerator.num_processes, self.clock, self.step
-        )
-        metric = self.evaluators[0].headline.metric
-        self.log = RunLog(
-            self.folder, accelerator, recipe, metric, self.step, self.total, progress["best"]
-        )
+        self.pace = Pace(recipe, device, accelerator.num_processes, self.clock, self.step)
+        best = progress["best"]
+        self.log = RunLog(self.folder, accelerator, recipe, self.step, self.total, best)
 
     def train(self, stop: Stop) -> None:
-        """Every step from where the run is to its end, or to where the processes agree to stop."""
+        """Take every step that is left, or those up to where the processes agree to stop."""
         self.log.say(self._banner())
         profile = self.recipe.log.profile
         if profile and not self.step < profile <= self.total:
-            self.log.say(
-                f"log.profile: step {profile} is not among those to come; no trace is written"
-            )
+            what = f"step {profile} is not among those to come"
+            self.log.say(f"log.profile: {what}; no trace is written")
         skip = {step - 1 for step in self.recipe.faults.skip_steps}
         steps = [step for step in range(self.step, self.total) if step not in skip]
-        batches = self.clock.waiting(self._feed().batches(steps))
+        workers = self.recipe.data.workers
+        device = self.accelerator.device
+        feed = make_feed(self.task.source, self.stream, self.lanes, workers, device, self.replaced)
+        batches = self.clock.waiting(feed.batches(steps))
         self.engine.model.train()
         with Trace(profile, self.folder, self.accelerator.is_main_process) as trace:
             for step in range(self.step, self.total):
@@ -194,11 +194,6 @@ class Run:
                     self._save_before_leaving()
                     break
         on_main(self.accelerator, self.writer.wait)
-
-    def _feed(self):
-        workers = self.recipe.data.workers
-        device = self.accelerator.device
-        return make_feed(self.task.source, self.stream, self.lanes, workers, device, self.replaced)
 
     def optimizer_step(self, step: int, batches: Iterator[Batch]) -> tuple[dict, Tensor]:
         """The lanes' gradients, then the update. Returns this process's losses and the norm."""
@@ -232,32 +227,36 @@ class Run:
                 self.replaced.merge(gather_object(sorted(self.replaced.errors)))
             self.log.progress(self._progress(losses, norm), self.recipe.batch.size)
             self.meter.reset()
-        measured = [evaluator for evaluator in self.evaluators if evaluator.name in due]
-        if measured:
+        if any(evaluator.name in due for evaluator in self.evaluators):
             with self.clock.part("evaluate"):
-                self.log.evaluation(self._position() | self._evaluate(measured))
+                self.log.evaluation(self._position() | self._evaluate(due))
         if "save" in due:
             self._save()
 
     def _save_before_leaving(self) -> None:
+        """Save the step at which a signal stopped the run, unless that has just been done."""
         if not self.due["save"](self.step):
             self.meter.read()  # as before any save
             self._save()
 
-    def _evaluate(self, measured: list[Evaluator]) -> dict[str, Any]:
-        """Metrics of the weights and their averages; all evaluators but the first have a prefix."""
+    def _evaluate(self, due: set[str]) -> dict[str, Any]:
+        """The metrics of the evaluators that are due, of the weights and of their averages."""
+        models = {"": self.engine.whole()}
+        for name, average in self.averages.items():
+            models[f"{name}_"] = average.module
         cast = partial(autocast, self.recipe, self.accelerator.device)
         folder = self.folder / "evaluations" / f"step_{self.step:08d}"
         metrics: dict[str, Any] = {}
-        for evaluator in measured:
+        for evaluator in self.evaluators:
+            if evaluator.name not in due:
+                continue
             first = evaluator is self.evaluators[0]
             prefix = "" if first else f"{evaluator.name}_"
             place = folder if first else folder / evaluator.name
-            found = evaluate(evaluator, self.engine.whole(), self.accelerator, cast, place)
-            for kind, average in self.averages.items():
-                averaged = evaluate(evaluator, average.module, self.accelerator, cast)
-                found |= {f"{kind}_{name}": value for name, value in averaged.items()}
-            metrics |= {prefix + name: value for name, value in found.items()}
+            for kind, model in models.items():
+                shown = None if kind else place
+                found = evaluate(evaluator, model, self.accelerator, cast, shown)
+                metrics |= {prefix + kind + name: value for name, value in found.items()}
         return metrics
 
     def _position(self) -> dict[str, float]:
@@ -285,34 +284,30 @@ class Run:
                 "meter": self.meter.state(),
                 "replaced": sorted(self.replaced.errors),
             }
-            where = (self.folder / "checkpoints", self.step)
-            what = (weights, state, progress, self.recipe.save.keep)
-            on_main(self.accelerator, self.writer.save, *where, *what)
+            folder = self.folder / "checkpoints"
+            save = partial(self.writer.save, folder, self.step, keep=self.recipe.save.keep)
+            on_main(self.accelerator, save, weights, state, progress)
 
     def _banner(self) -> str:
-        """What runs where, in one line."""
-        model, batch = self.recipe.model, self.recipe.batch
+        """One line about the run and the machine."""
+        model = self.recipe.model
+        batch = self.recipe.batch
         parameters = sum(p.numel() for p in self.task.model.parameters())
         trained = "" if model.train == "all" else f" (trained: {model.train})"
         tract = f"TrAct {model.tract}" if model.tract else "no TrAct"
         train_images = len(self.task.source.images)
         val_images = len(self.evaluators[0].source.images)
+        origin = f"; starts from {self.origin}" if self.origin else ""
         begin = f"from step {self.step}" if self.step else f"{self.stream.steps_per_epoch} an epoch"
-        where = f"{self.accelerator.num_processes} process(es), {self.accelerator.device.type}"
+        machine = f"{self.accelerator.num_processes} process(es), {self.accelerator.device.type}"
         return (
             f"{self.recipe.name}: {model.name}, {parameters:,} parameters{trained}, {tract}; "
             f"{train_images:,} + {val_images:,} images; "
-            f"{batch.lanes} lanes of {batch.lane_size} on {where}, "
-            f"{self.recipe.precision.autocast or 'float32'}; {self.total:,} steps, {begin}"
-            + (f"; starts from {self.origin}" if self.origin else "")
+            f"{batch.lanes} lanes of {batch.lane_size} on {machine}, "
+            f"{self.recipe.precision.autocast or 'float32'}; {self.total:,} steps, {begin}{origin}"
         )
 
 
-def _stream(recipe: Recipe, images: int) -> Stream:
-    batch = recipe.batch
-    return Stream(images, batch.lanes, batch.lane_size, recipe.augment.repeats, recipe.seed)
-
-
 def _is_due(every: int | None, total: int, step: int) -> bool:
-    """Whether something is due after `step` steps: at the end, and every so many steps if given."""
+    """Whether something is due after `step` steps: at the end, and every `every` steps if given."""
     return step == total or (every is not None and step % max(every, 1) == 0)

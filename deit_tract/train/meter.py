@@ -73,5 +73,5 @@ class Meter:
 def _not_finite(step: int) -> UserError:
     what = "loss or gradient norm is not finite; the checkpoints before it are kept"
     skip = f"repeat the command with --set faults.skip_steps=[{step}]"
-    instead = f"lower optim.lr or set optim.clip_grad anew; to go on without this step, {skip}"
+    instead = f"lower optim.lr or change optim.clip_grad; to continue without this step, {skip}"
     return UserError(f"step {step}", what, instead)

@@ -150,7 +150,7 @@ def evaluation(step: int, top1: float) -> dict:
 
 def test_log_says_how_a_run_stands(tmp_path, capsys):
     recipe = load_recipe("quickstart", ["expect.published=vit_b_ft224_20ep"])
-    log = RunLog(tmp_path, Accelerator(cpu=True), recipe, "top1", 0, 200, None)
+    log = RunLog(tmp_path, Accelerator(cpu=True), recipe, 0, 200, None)
     progress = {
         "step": 60,
         "epoch": 6.0,
@@ -169,7 +169,7 @@ def test_log_says_how_a_run_stands(tmp_path, capsys):
     recorded = [record for record in read_metrics(tmp_path) if "top1" in record]
     assert [record.get("published_top1") for record in recorded] == [83.71, None]
     # a run that goes on from there says it again
-    log = RunLog(tmp_path, Accelerator(cpu=True), recipe, "top1", 60, 200, None)
+    log = RunLog(tmp_path, Accelerator(cpu=True), recipe, 60, 200, None)
     log.progress(progress, 1)
     assert "top1 83.50 (published 83.71 at epoch 5, -0.21), " in capsys.readouterr().out
 

@@ -14,7 +14,7 @@ from deit_tract.data.sets.boxes import Objects
 from deit_tract.data.sets.load import load_splits
 from deit_tract.data.stream import View
 from deit_tract.evaluators import average_precision, build_evaluators
-from deit_tract.evaluators.detection import Detection, drawn, table
+from deit_tract.evaluators.detection import Detection, class_table, drawn
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.tasks import build_task, detect
 from tests.helpers.detect import RECIPE, SMALL
@@ -166,7 +166,7 @@ def test_the_table_of_classes():
         average_precision.ClassPrecision(0.5, 0.25, 4, 9),
         average_precision.ClassPrecision(float("nan"), float("nan"), 0, 1234),
     ]
-    assert table(["cat", "dining table"], rows).splitlines() == [
+    assert class_table(["cat", "dining table"], rows).splitlines() == [
         "| class        | AP 07 | AP area | objects | detections |",
         "| ------------ | ----: | ------: | ------: | ---------: |",
         "| cat          | 50.00 |   25.00 |       4 |          9 |",
@@ -180,6 +180,6 @@ def test_pictures_show_objects_white_and_certain_detections_in_colour():
     boxes = np.array([[5.0, 30, 40, 60], [50, 30, 80, 60]], np.float32)
     image = drawn(photo, (0, boxes, np.array([1.0, 2]), np.array([0.9, 0.1])), ["a", "b", "c"])
     colours = {tuple(color) for color in image.flatten(1).T.tolist()}
-    assert {(255, 255, 255), (0x56, 0xB4, 0xE9)} <= colours and (0, 0x9E, 0x73) not in colours
+    assert {(255, 255, 255), (0xD5, 0x5E, 0x00)} <= colours and (0, 0x9E, 0x73) not in colours
     nothing = drawn(photo, (0, boxes[:0], np.zeros(0), np.zeros(0)), ["a"])
     assert nothing.shape == image.shape
