@@ -293,7 +293,7 @@ class Expect(Section):
     source: str | None = Field(None, description="where that number comes from")
     cost: str | None = Field(None, description="time on named hardware")
     published: str | None = Field(
-        None, description="key of the published curve that the run is compared with"
+        None, description="published run to compare with; ENTRY/RESULT also gives the number above"
     )
 
 
