@@ -9,6 +9,7 @@ from deit_tract.common.errors import UserError
 from deit_tract.recipe import published
 from deit_tract.results.runs import Group, Points, at, mean_curve
 
+COLORS = [OKABE_ITO[place] for place in (4, 5, 2, 6, 0, 1)]  # yellow is hard to see as a line
 DASHES = ("--", ":", "-.")
 
 
@@ -29,7 +30,7 @@ def plot(groups: list[Group], entries: dict[str, list[Group]], file: Path) -> No
     size = (5.5 * len(titles), 4.6)
     figure, axes = pyplot.subplots(1, len(titles), figsize=size, layout="constrained")
     for index, group in enumerate(groups):
-        color = OKABE_ITO[index % len(OKABE_ITO)]
+        color = COLORS[index % len(COLORS)]
         draw(axes[0], group, [run.score for run in group.runs], color)
         draw(axes[-1], group, [run.curve("loss") for run in group.runs], color)
         for entry in curves:

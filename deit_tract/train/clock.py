@@ -1,16 +1,20 @@
 """The run's clock: seconds of training, evaluation and saving over all restarts."""
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Clock:
-    """Seconds of a run over all its restarts; training, evaluation and saving apart."""
+    """Counts the seconds of a run, with training, evaluation and saving separate."""
 
     def __init__(self, seconds: dict[str, float] | None = None):
+        """seconds: those until the last restart."""
         self.seconds = {"train": 0.0, "evaluate": 0.0, "save": 0.0} | (seconds or {})
-        self.waited = 0.0  # for data, part of "train"
-        self._part, self._since = "train", time.perf_counter()
+        self._part = "train"
+        self._since = time.perf_counter()
+        self._waited = 0.0  # for data, part of "train"
 
     def _settle(self) -> None:
         now = time.perf_counter()
@@ -18,10 +22,11 @@ class Clock:
         self._since = now
 
     @contextmanager
-    def part(self, name: str):
+    def part(self, name: str) -> Iterator[None]:
         """Count the block as `name` instead of training."""
         self._settle()
-        before, self._part = self._part, name
+        before = self._part
+        self._part = name
         try:
             yield
         finally:
@@ -29,16 +34,23 @@ class Clock:
             self._part = before
 
     def now(self) -> dict[str, float]:
+        """Return the seconds of each part until now."""
         self._settle()
         return dict(self.seconds)
 
-    def waiting(self, batches):
-        """The same batches, the time until each comes counted as waiting for data."""
+    def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield the same batches, and count the time until each comes as waiting for data."""
         while True:
             start = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            self.waited += time.perf_counter() - start
+            self._waited += time.perf_counter() - start
             yield batch
+
+    def take_waited(self) -> float:
+        """Return the seconds spent waiting since the last call."""
+        waited = self._waited
+        self._waited = 0.0
+        return waited

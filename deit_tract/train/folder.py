@@ -1,4 +1,4 @@
-"""A run's folder: who may write in it, which recipe it belongs to, and what it says of the machine."""
+"""A run's folder: who may write in it, which recipe it belongs to, which machine it ran on."""
 
 import fcntl
 import json
@@ -10,6 +10,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from accelerate import Accelerator
@@ -21,23 +22,27 @@ from deit_tract.recipe.launch import check_folder
 from deit_tract.recipe.resolve import Recipe
 from deit_tract.recipe.source import ROOT
 
-_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "numpy", "pillow", "simplejpeg",
-             "scikit-learn", "pydantic")  # fmt: skip
+PACKAGES = (
+    "torch torchvision timm accelerate deepspeed numpy pillow simplejpeg scikit-learn pydantic"
+)
 
 
 class Lock:
-    """One run at a time in a folder. The lock ends with its process, however that ends, and is not inherited.
+    """Permits one run at a time in a folder.
 
-    POSIX record locks (fcntl), which NFS and Lustre pass on to other machines.
+    The lock ends with its process, however that ends, and is not inherited. POSIX record locks
+    (fcntl) are passed on to other machines by NFS and Lustre.
     """
 
     def __init__(self, folder: Path):
-        self.path, self._file = folder / ".lock", None
+        self.path = folder / ".lock"
+        self._file: TextIO | None = None
 
     def take(self, patience: float = 10.0) -> None:
-        """Raises UserError where another process still holds it after `patience` seconds; the one before may be ending.
+        """Take the lock, waiting for a run that is about to end.
 
-        A file system without locks is taken as it is.
+        Raises UserError if another process still holds it after `patience` seconds. On a file
+        system without locks, runs are not locked.
         """
         with disk_errors(self.path.parent, "choose another --output"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,11 +67,8 @@ class Lock:
         self._file.seek(0)
         holder = self._file.read().strip() or "another process"
         self.release()
-        return UserError(
-            self.path.parent,
-            f"a run is going on here ({holder})",
-            "wait for it, or use another --output",
-        )
+        what = f"a run is in progress here ({holder})"
+        return UserError(self.path.parent, what, "wait for it, or use another --output")
 
     def release(self) -> None:
         if self._file is not None:
@@ -75,24 +77,26 @@ class Lock:
 
 
 def open_folder(folder: Path, recipe: Recipe, accelerator: Accelerator) -> None:
-    """Make a run's folder, or go on with it. Raises UserError if another recipe ran there or it cannot be written."""
+    """Make a run's folder, or resume the run in it.
+
+    Raises UserError if another recipe ran there or if it cannot be written.
+    """
     with disk_errors(folder, "choose another --output"):
         folder.mkdir(parents=True, exist_ok=True)
     check_folder(folder, recipe)
     write_atomic(folder / "recipe.yaml", explain(recipe))
-    write_atomic(
-        folder / "environment.json", json.dumps(_environment(accelerator), indent=1) + "\n"
-    )
+    environment = json.dumps(_environment(accelerator), indent=1)
+    write_atomic(folder / "environment.json", environment + "\n")
 
 
 def _environment(accelerator: Accelerator) -> dict:
-    """Versions, commit, command and hardware."""
+    """Return versions, commit, command and hardware."""
     device = accelerator.device
     return {
         "command": sys.argv,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES.split()},
         "host": platform.node(),
         "cpus": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

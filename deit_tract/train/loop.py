@@ -33,8 +33,9 @@ from deit_tract.train.folder import Lock, open_folder
 from deit_tract.train.lanes import lanes_per_forward
 from deit_tract.train.log import RunLog
 from deit_tract.train.meter import Meter
-from deit_tract.train.pace import Pace, Trace
+from deit_tract.train.pace import Pace
 from deit_tract.train.start import load_start_weights
+from deit_tract.train.trace import Trace
 
 
 def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:

@@ -111,7 +111,7 @@ def test_a_second_job_in_the_folder_is_refused_until_the_first_is_gone(tmp_path)
     code, _, err = again(tmp_path, overrides)
     assert (
         code == 2
-        and f"a run is going on here (host {os.uname().nodename}, pid {process.pid})" in err
+        and f"a run is in progress here (host {os.uname().nodename}, pid {process.pid})" in err
     )
     assert process.poll() is None
     kill(process)
