@@ -117,8 +117,12 @@ def test_frozen_layers_stay_and_the_others_move(tmp_path):
 
 
 def test_it_learns_to_find_rectangles(tmp_path):
-    """From scratch in 448 steps; an untrained model has 0 %."""
-    overrides = short(448, *SMALL, *ADAM, "log.every_steps=32", "evaluate.every_steps=224")
+    """From scratch in 1,024 steps; an untrained model has 0 %.
+
+    With seeds 0, 1 and 2, which differ as other processors' rounding does: 31, 24 and 27 %.
+    """
+    rare = ["log.every_steps=64", "evaluate.every_steps=512", "schedule.milestones=[13]"]
+    overrides = short(1024, *SMALL, *ADAM, *rare)
     records = train(tmp_path, *overrides, recipe=RECIPE)
     curve = [record["map07"] for record in records if "map07" in record]
     print(f"mAP07 {curve}")
