@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from deit_tract.common.errors import UserError
 from deit_tract.data.loader import Batch, Loaded, Views, checked, loader, stacked
 from deit_tract.data.stream import Order, View, in_turn
+from deit_tract.data.transforms.colour import normalize
 from deit_tract.recipe.settings.recipe import Augment, Recipe
 
 
@@ -35,9 +36,7 @@ class Resident:
         border = [(0, 0), (self.padding,) * 2, (self.padding,) * 2, (0, 0)]
         mode = "reflect" if augment and augment.crop_fill == "reflect" else "constant"
         self.pixels = torch.from_numpy(np.pad(pixels, border, mode))  # (n, height, width, channels)
-        # tensors: of a Python number a GPU takes the rounded inverse, which gives another result
-        constants = ([255.0], data.mean, data.std)
-        self.scale = [torch.tensor(values).view(-1, 1, 1) for values in constants]
+        self.scale = [torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,9 +53,8 @@ class Resident:
         down = (top + line).unsqueeze(-1)
         across = (left + torch.where(flipped.bool(), line.flip(0), line)).unsqueeze(1)
         pixels = self.pixels[index.unsqueeze(-1), down, across]  # (b, h, w, c)
-        largest, mean, std = self.scale
-        images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(largest)
-        return {"image": images.sub_(mean).div_(std), "label": self.labels[index.squeeze(-1)]}
+        images = normalize(pixels.permute(0, 3, 1, 2).contiguous(), *self.scale)
+        return {"image": images, "label": self.labels[index.squeeze(-1)]}
 
 
 @dataclass

@@ -69,26 +69,21 @@ def _scaled(image: Image.Image, centre: int, factor: float) -> Image.Image:
     return image.point(table.tolist() * len(image.getbands()))
 
 
-class ToTensor:
-    """torchvision's first version, which the reference uses: it divides by 255.
-
-    The second one multiplies by the rounded 1/255.
-    """
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        pixels = torch.from_numpy(np.array(image))
-        pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
-        return pixels.float().div_(255)
+def pixels_of(image: Image.Image) -> torch.Tensor:
+    """Return an image's values as uint8 (h, w, c)."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.unsqueeze(2) if pixels.ndim == 2 else pixels
 
 
 class Normalize:
-    """(value - mean) / std per channel, in place."""
+    """A PIL image to float32 (c, h, w): torchvision's ToTensor and Normalize in one."""
 
     def __init__(self, mean: list[float], std: list[float]):
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        return image.sub_(self.mean).div_(self.std)
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels = pixels_of(image).permute(2, 0, 1).contiguous()
+        return colour.normalize(pixels, self.mean, self.std)
 
 
 class GaussianBlur:
@@ -127,7 +122,8 @@ def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
 
     For one image, as torchvision has it; training uses the same in two parts, `TrainTransform`.
     """
-    return v2.Compose(geometry(recipe) + colours(recipe) + _to_tensor(recipe.data))
+    normalize = Normalize(recipe.data.mean, recipe.data.std)
+    return v2.Compose([*geometry(recipe), *colours(recipe), normalize])
 
 
 class TrainTransform:
@@ -139,22 +135,20 @@ class TrainTransform:
 
     def __init__(self, recipe: Recipe):
         self.geometry, self.colours = geometry(recipe), colours(recipe)
-        self.mean = torch.tensor(recipe.data.mean).view(-1, 1, 1)
-        self.std = torch.tensor(recipe.data.std).view(-1, 1, 1)
+        self.normalize = Normalize(recipe.data.mean, recipe.data.std)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         for step in self.geometry + self.colours:
             image = step(image)
-        pixels = torch.from_numpy(np.array(image))
-        return pixels.unsqueeze(2) if pixels.ndim == 2 else pixels
+        return pixels_of(image)
 
     def finish(self, images: torch.Tensor, draws: torch.Tensor | None = None) -> torch.Tensor:
         """Turn uint8 (b, h, w, c) into normalised float32 (b, c, h, w), after any draws (b, 8)."""
         images = images.permute(0, 3, 1, 2).contiguous()
         if draws is not None:
             images = colour.apply(images, draws)
-        mean, std = (send(constant, images.device) for constant in (self.mean, self.std))
-        return colour.normalize(images, mean, std)
+        constants = (self.normalize.mean, self.normalize.std)
+        return colour.normalize(images, *(send(each, images.device) for each in constants))
 
 
 def geometry(recipe: Recipe) -> list[Callable]:
@@ -197,8 +191,5 @@ def eval_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
     size = recipe.data.image_size
     interpolation = _INTERPOLATION[recipe.augment.interpolation]
     resize = v2.Resize(round(size / recipe.evaluate.crop), interpolation)
-    return v2.Compose([resize, v2.CenterCrop(size), *_to_tensor(recipe.data)])
-
-
-def _to_tensor(data: Data) -> list[Callable]:
-    return [ToTensor(), Normalize(data.mean, data.std)]
+    normalize = Normalize(recipe.data.mean, recipe.data.std)
+    return v2.Compose([resize, v2.CenterCrop(size), normalize])

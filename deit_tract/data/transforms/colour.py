@@ -148,6 +148,6 @@ def _plan(draws: np.ndarray) -> list[tuple]:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Turn uint8 (b, c, h, w) into float32 as torchvision does; mean, std (c, 1, 1)."""
+    """Turn uint8 (..., c, h, w) into float32 as torchvision does; mean, std (c, 1, 1)."""
     # CUDA multiplies by the rounded reciprocal of a number, but divides by a tensor
     return images.float().div_(torch.full_like(mean, 255.0)).sub_(mean).div_(std)

@@ -107,8 +107,7 @@ def _on_pil(steps: list[Callable], pixels: Tensor) -> Tensor:
     image = Image.fromarray(array if len(pixels) == 3 else array[..., 0])
     for step in steps:
         image = step(image)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return augment.pixels_of(image).permute(2, 0, 1)
 
 
 def draw(steps: list[Callable]) -> Tensor:
