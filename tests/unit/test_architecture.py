@@ -36,7 +36,11 @@ ROOMS = {
     " results",
 }
 # What a folder in a room may import of the same room besides itself
-FOLDERS = {"data.sets": "", "data.transforms": "data.sets", "recipe.settings": "recipe.datasets"}
+FOLDERS = {
+    "data.sets": "",
+    "data.transforms": "data.sets",
+    "recipe.settings": "recipe.datasets recipe.optimizers",
+}
 # Who may import a library; all others may not, not even inside a function
 KNOWN_BY = {
     "accelerate": {"engine", "train"},
