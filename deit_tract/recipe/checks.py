@@ -148,7 +148,7 @@ def _augment(augment: Augment, data: Data) -> Iterator[Problem]:
 def _of_another_task(recipe: Recipe) -> Iterator[Problem]:
     """Keys that the recipe sets and its task does not read."""
     for path, note in notes(Recipe):
-        if note.task in (None, recipe.task):
+        if note.task in ("all", recipe.task):
             continue
         section: Section = recipe
         for name in path[:-1]:

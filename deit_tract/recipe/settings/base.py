@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+Natural = Annotated[int, Field(ge=0)]
 CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -17,22 +18,31 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]  # strict would refuse YAML's lists
 
 
+def key(*default_and_description: Any) -> Any:
+    """A field: its default (a field without one is required) and its description."""
+    *default, description = default_and_description
+    return Field(*default, description=description)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a key's annotation tells about it besides its type; a section's holds for its keys."""
+    """What an annotation tells about a key besides its type; a section's holds for its keys."""
 
     free: bool = False  # may change when a run resumes: it decides neither weights nor accuracies
-    task: str | None = None  # the only task that reads it
+    task: str | None = None  # the only task that reads it, or "all"; None: as its section
 
 
 T = TypeVar("T")
 Free = Annotated[T, Note(free=True)]
+ForAll = Annotated[T, Note(task="all")]
 ForClassify = Annotated[T, Note(task="classify")]
 ForDetect = Annotated[T, Note(task="detect")]
+
+EVERY = Note(task="all")
 
 KeyPath = tuple[str, ...]
 
@@ -48,14 +58,17 @@ def fields(section: type[Section], prefix: KeyPath = ()) -> Iterator[tuple[KeyPa
 
 
 def notes(
-    section: type[Section], prefix: KeyPath = (), above: tuple[Note, ...] = ()
+    section: type[Section], prefix: KeyPath = (), above: Note = EVERY
 ) -> Iterator[tuple[KeyPath, Note]]:
-    """Every key with each of its notes; an optional section (`section | None`) counts as a key."""
+    """Every key with its note; an optional section (`section | None`) counts as one key."""
     for name, field in section.model_fields.items():
-        own = above + tuple(note for note in field.metadata if isinstance(note, Note))
+        own = above
+        for note in field.metadata:
+            if isinstance(note, Note):
+                own = Note(own.free or note.free, note.task or own.task)
         inner = _section(field.annotation)
         if inner is None:
-            yield from (((*prefix, name), note) for note in own)
+            yield (*prefix, name), own
         else:
             yield from notes(inner, (*prefix, name), own)
 
