@@ -172,7 +172,7 @@ class ZeRO(Engine):
         return full.view_as(p).cpu()
 
     def _part(self, p: nn.Parameter, key: str) -> tuple[slice, Tensor]:
-        """At stages 1 and 2: which elements of a parameter this process updates, and their state."""
+        """At stages 1, 2: which elements of a parameter this process updates, and their state."""
         mapping = p._hp_mapping
         here = mapping.lp_fragment_address
         there = mapping.get_hp_fragment_address()

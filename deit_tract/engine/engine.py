@@ -1,4 +1,4 @@
-"""The engine's interface: how processes hold the model, sum the lanes' gradients and take the step."""
+"""The engine: how processes hold the model, sum the lanes' gradients and take the step."""
 
 from contextlib import AbstractContextManager
 from typing import Protocol

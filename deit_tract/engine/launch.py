@@ -32,7 +32,7 @@ def launch(recipe: Recipe, folder) -> Accelerator:
     check_launch(recipe, started)
     stage, processes = started.zero_stage, started.processes
     has_device = torch.accelerator.is_available()
-    # Give NCCL's watchdog 60 s more than us: it kills silently, while the loop names who is missing.
+    # NCCL's watchdog gets 60 s more than us: it kills silently, while the loop names the missing.
     timeout = timedelta(seconds=recipe.faults.timeout + (60 if has_device else 0))
     connection = InitProcessGroupKwargs(backend=None if has_device else "gloo", timeout=timeout)
     alone = processes == 1 and stage is None

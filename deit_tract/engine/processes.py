@@ -1,4 +1,4 @@
-"""What the processes of a run do together: share a mistake, agree to stop, and name the one that does not answer."""
+"""What processes do together: share a mistake, agree to stop, name the one that does not answer."""
 
 import os
 import signal
@@ -17,12 +17,14 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from deit_tract.common.errors import UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what a cluster sends before it takes the machine away
+# what a cluster sends before it takes the machine away
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def on_all(accelerator: Accelerator, function: Callable, *args) -> Any:
-    """Call a function on every process; a UserError on any ends all, and one of them says it."""
-    result, mine = None, None
+    """Call a function on every process; a UserError on any ends all, and one of them reports it."""
+    result = None
+    mine = None
     try:
         result = function(*args)
     except UserError as error:
@@ -34,7 +36,10 @@ def on_all(accelerator: Accelerator, function: Callable, *args) -> Any:
 
 
 def on_main(accelerator: Accelerator, function: Callable, *args) -> Any:
-    """Call a function on process 0 alone and hand its result to all. Its UserError ends the others without a word."""
+    """Call a function on process 0 and return its result on all.
+
+    If it raises UserError, the other processes exit silently.
+    """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
@@ -51,53 +56,55 @@ def on_main(accelerator: Accelerator, function: Callable, *args) -> Any:
 class Stop:
     """A signal to any process stops all of them after the same step.
 
-    The flags are reduced over CPUs beside the step and read one step later, so that no process waits for its device:
-    what was asked during step k ends the run after step k + 1. Within `with`, SIGTERM and SIGUSR1 only raise the flag.
+    The flags are reduced over CPUs beside the step and read one step later, so that no process
+    waits for its device: what was asked during step k ends the run after step k + 1. Within `with`,
+    SIGTERM and SIGUSR1 only raise the flag.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float):
-        """timeout: seconds after which a process that has not come to the end of its step is missing."""
-        self.asked, self.timeout = False, timeout
-        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
-        self._work, self._flag, self._before = None, torch.zeros(1, dtype=torch.int32), {}
+        """timeout: seconds after which a process that has not finished its step is missing."""
+        self.asked = False
+        self.timeout = timeout
+        self.rank = accelerator.process_index
+        self.processes = accelerator.num_processes
+        self._work = None
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._handlers: dict = {}  # from before `with`
         if self.processes > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-            _get_default_store().set(
-                f"who/{self.rank}", f"host {socket.gethostname()}, pid {os.getpid()}"
-            )
+            who = f"host {socket.gethostname()}, pid {os.getpid()}"
+            _get_default_store().set(f"who/{self.rank}", who)
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
         return self
 
     def __exit__(self, error, *_) -> None:
         if error is None and self._work is not None:
             self._work.wait()  # of the last step
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def _ask(self, number, frame) -> None:
         self.asked = True
 
     def agreed(self) -> bool:
-        """Whether to stop here; every process calls it after every step and gets the same answer."""
+        """Whether to stop here: every process asks after every step and gets the same answer."""
         if self.processes == 1:
             return self.asked
         if self._work is not None:
             self._work.wait()
         stop = bool(self._flag.item())
         self._flag = torch.tensor([self.asked], dtype=torch.int32)
-        self._work = dist.all_reduce(
-            self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True
-        )
+        self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._group, async_op=True)
         return stop
 
     def missing(self, step: int, patience: float = 5.0) -> UserError | None:
-        """After a failed exchange: which processes are gone or hang; None where all answer.
+        """After a failed exchange: the error that names who is gone or hangs; None if all answer.
 
-        Each process that gets here leaves a note; those that have left none after `patience` seconds are missing. The
-        first of the others speaks, they end without a word.
+        Each process that gets here leaves a note; those that have left none after `patience`
+        seconds are missing. The first of the others reports it, the rest exit silently.
         """
         if self.processes == 1:
             return None
@@ -105,20 +112,17 @@ class Stop:
         try:
             store.set(f"answers/{self.rank}", b"1")
             time.sleep(patience)
-            absent = [
-                rank for rank in range(self.processes) if not store.check([f"answers/{rank}"])
-            ]
+            ranks = range(self.processes)
+            absent = [rank for rank in ranks if not store.check([f"answers/{rank}"])]
             names = [f"process {rank} ({store.get(f'who/{rank}').decode()})" for rank in absent]
         except (RuntimeError, dist.DistError):  # the store went with its process
-            return UserError(
-                f"step {step}", "process 0 or its launcher is gone", "run the same command again"
-            )
+            what = "process 0 or its launcher is gone"
+            return UserError(f"step {step}", what, "run the same command again")
         if not absent:
             return None
-        if self.rank != min(set(range(self.processes)) - set(absent)):
+        if self.rank != min(set(ranks) - set(absent)):
             time.sleep(patience)  # the first to end makes the launcher end the others
             raise SystemExit(2)
         what = f"{', '.join(names)} did not answer: gone, or hanging for {self.timeout:g} s"
-        return UserError(
-            f"step {step}", what, "look at its output or stack; the same command goes on"
-        )
+        instead = "check that process's output or stack; rerun the same command to resume"
+        return UserError(f"step {step}", what, instead)

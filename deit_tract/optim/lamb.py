@@ -1,8 +1,8 @@
 """LAMB in few launches: torch's fused Adam kernel makes the direction, foreach operations the rest.
 
-You et al. 2020 (arXiv:1904.00962, Algorithm 2) as apex's FusedLAMB has it, which DeiT-III trained with: the gradient is
-first clipped to a global norm; weight decay is part of the update, so the trust ratio sees it; tensors without decay
-have no trust ratio. The file needs torch alone.
+You et al. 2020 (arXiv:1904.00962, Algorithm 2) as in apex's FusedLAMB, which DeiT-III trained with:
+the gradient is first clipped to a global norm; weight decay is part of the update, so the trust
+ratio sees it; tensors without decay have no trust ratio. The file needs only torch.
 """
 
 import math
@@ -11,20 +11,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-FUSED = {
-    "cpu",
-    "cuda",
-}  # device types whose fused Adam kernel is used; foreach operations serve every other
-ONE_BY_ONE = {
-    "cpu"
-}  # device types whose tensors are updated one after another, with norms read by the host
+# device types whose fused Adam kernel is used; the others use foreach operations
+FUSED = {"cpu", "cuda"}
+# device types whose tensors are updated one after another, with norms read by the host
+ONE_BY_ONE = {"cpu"}
 
 
 class Lamb(torch.optim.Optimizer):
     """LAMB over float parameters of one device; nothing in `step` waits for the device.
 
-    max_grad_norm: of all gradients together; None does not clip. After a step with the fused kernel, `grad` holds the
-    clipped gradient, and `grad_norm` the norm before, on the device; None where nothing is clipped.
+    max_grad_norm: limit of the norm of all gradients together; None does not clip. After a step
+    with the fused kernel, `grad` holds the clipped gradient. `grad_norm` is the norm before
+    clipping, on the device; None if nothing is clipped.
     `state_dict` has timm.optim.Lamb's keys and loads what that has saved.
     """
 
@@ -49,7 +47,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
-        """One update from the gradients; parameters without one stay as they are."""
+        """Update the parameters; those without a gradient stay as they are."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -68,7 +66,7 @@ class Lamb(torch.optim.Optimizer):
         return loss
 
     def _clip(self, grads: list[Tensor]) -> Tensor | None:
-        """What gradients are divided by."""
+        """The factor that gradients are divided by, as float32, which the kernel takes."""
         limit = self.defaults["max_grad_norm"]
         if limit is None:
             return None
@@ -77,13 +75,12 @@ class Lamb(torch.optim.Optimizer):
         else:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         self.grad_norm = norm.float()
-        return (self.grad_norm / limit).clamp_(
-            min=1.0
-        )  # float32 is what the kernel takes, whatever the gradients are
+        return (self.grad_norm / limit).clamp_(min=1.0)
 
     def _room(self, params: list[Tensor]) -> Tensor:
-        """Memory for one update, kept from step to step: to get it anew costs a CPU as much as to fill it."""
-        size, room = max(p.numel() for p in params), getattr(self, "_kept_room", None)
+        """Memory for one update, kept between steps: a CPU allocates as slowly as it fills."""
+        size = max(p.numel() for p in params)
+        room = getattr(self, "_kept_room", None)
         if room is None or len(room) < size or room.dtype != params[0].dtype:
             self._kept_room = room = params[0].new_empty(size)
         return room
@@ -91,7 +88,8 @@ class Lamb(torch.optim.Optimizer):
     def _update_one_by_one(self, group: dict, params: list[Tensor], clip: Tensor | None) -> None:
         """With weight decay and trust ratio, one tensor after another while it is in the cache.
 
-        A CPU's step takes as long as its memory: what counts is how often a number is fetched. Nobody is waited for.
+        On a CPU the step is memory-bound: what matters is how often each value is read. There is no
+        device to synchronise with.
         """
         room = self._room(params)
         for p in params:
@@ -106,9 +104,8 @@ class Lamb(torch.optim.Optimizer):
         """With weight decay and trust ratio, in launches for all tensors together."""
         updates = torch._foreach_mul(params, group["weight_decay"])
         self._adam(group, updates, params, clip, -1.0)
-        weight, update = (
-            torch.stack(torch._foreach_norm(tensors)) for tensors in (params, updates)
-        )
+        weight = torch.stack(torch._foreach_norm(params))
+        update = torch.stack(torch._foreach_norm(updates))
         ratio = torch.where((weight > 0) & (update > 0), weight / update, 1.0)
         torch._foreach_addcmul_(params, updates, list(ratio.unbind()), value=-group["lr"])
 
@@ -120,24 +117,39 @@ class Lamb(torch.optim.Optimizer):
         clip: Tensor | None,
         lr: float,
     ) -> None:
-        """targets -= lr x Adam's bias-corrected direction for the gradients of `params` divided by `clip`."""
+        """targets -= lr x Adam's bias-corrected direction for `params`' gradients over `clip`."""
         for p in params:
             if not self.state[p]:
                 self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         means = [self.state[p]["exp_avg"] for p in params]
         squares = [self.state[p]["exp_avg_sq"] for p in params]
-        # the kernel goes along memory; autograd lays gradients out as their parameters, others may not
+        # the kernel follows memory; gradients that autograd did not make may be laid out otherwise
         grads = [
             p.grad if p.grad.stride() == p.stride() else torch.empty_like(p).copy_(p.grad)
             for p in params
         ]
-        (beta1, beta2), eps, step = group["betas"], group["eps"], group["step"]
+        beta1, beta2 = group["betas"]
+        eps = group["eps"]
+        step = group["step"]
         if targets[0].device.type in FUSED:
-            steps = [torch.full((), float(step), device=targets[0].device)] * len(
-                targets
-            )  # filled, not copied over
-            torch._fused_adamw_(targets, grads, means, squares, [], steps, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
-                                weight_decay=0.0, amsgrad=False, maximize=False, grad_scale=clip)  # fmt: skip
+            # filled on the device, not copied to it
+            count = torch.full((), float(step), device=targets[0].device)
+            torch._fused_adamw_(
+                targets,
+                grads,
+                means,
+                squares,
+                [],
+                [count] * len(targets),
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                eps=eps,
+                weight_decay=0.0,
+                amsgrad=False,
+                maximize=False,
+                grad_scale=clip,
+            )
             return
         if clip is not None:
             grads = torch._foreach_div(grads, clip)
@@ -151,6 +163,6 @@ class Lamb(torch.optim.Optimizer):
 
 
 def _square(tensor: Tensor) -> float:
-    """Of the norm of a tensor on a CPU: in one pass, and nearer the truth than torch's norm."""
+    """Squared norm of a CPU tensor: one pass, and more accurate than torch's norm."""
     flat = tensor.reshape(-1)
     return torch.dot(flat, flat).item()

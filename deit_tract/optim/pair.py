@@ -1,10 +1,10 @@
-"""Two optimizers that act as one: SGD for the first layer beside Adam for the rest (paper, Figure 9)."""
+"""Two optimizers as one: SGD for the first layer, Adam for the rest (TrAct paper, Figure 9)."""
 
 import torch
 
 
 class Pair(torch.optim.Optimizer):
-    """Two optimizers that act as one: the groups of both, stepped together, saved and loaded together."""
+    """Two optimizers that act as one: stepped, saved and loaded together."""
 
     def __init__(self, first: torch.optim.Optimizer, rest: torch.optim.Optimizer):
         self.parts = {"first": first, "rest": rest}
@@ -23,4 +23,4 @@ class Pair(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
-        self.param_groups = self._groups()  # loading makes new ones
+        self.param_groups = self._groups()  # loading replaces them

@@ -9,16 +9,19 @@ from deit_tract.schedule.durations import in_steps, total_steps
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
-    """lr(step) for step = 0, 1, ...: linear warm-up, then a cosine over the whole run (warm-up not prefixed).
+    """Return lr(step) for step = 0, 1, ...: linear warm-up, then schedule.name over the whole run.
 
-    With schedule.update "epoch" an epoch has one rate, that of the start of the epoch before: DeiT's main.py steps
-    timm's scheduler with the epoch that has ended, so epochs 0 and 1 both run at the first rate and all later ones lag.
+    The cosine begins at step 0, not at the end of the warm-up. With schedule.update "epoch" an
+    epoch has one rate, that of the start of the epoch before: DeiT's main.py steps timm's scheduler
+    with the epoch that has ended, so epochs 0 and 1 both run at the first rate and the others lag.
     """
-    schedule, peak = recipe.schedule, recipe.optim.lr
+    schedule = recipe.schedule
+    peak = recipe.optim.lr
     total = total_steps(schedule, steps_per_epoch)
     warmup = in_steps(schedule, "warmup_", steps_per_epoch) or 0
     if warmup > total:
         raise UserError("schedule", f"warm-up of {warmup} steps in a run of {total}", "shorten it")
+    milestones = [round(epoch * steps_per_epoch) for epoch in schedule.milestones]
 
     def lr(step: int) -> float:
         if schedule.update == "epoch":
@@ -28,11 +31,8 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float
         if schedule.name == "constant":
             return peak
         if schedule.name == "multistep":
-            return peak * schedule.gamma ** sum(
-                step >= round(epoch * steps_per_epoch) for epoch in schedule.milestones
-            )
-        return (
-            schedule.min_lr + (peak - schedule.min_lr) * (1 + math.cos(math.pi * step / total)) / 2
-        )
+            return peak * schedule.gamma ** sum(step >= milestone for milestone in milestones)
+        cosine = 1 + math.cos(math.pi * step / total)
+        return schedule.min_lr + (peak - schedule.min_lr) * cosine / 2
 
     return lr
