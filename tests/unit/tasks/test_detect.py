@@ -180,6 +180,6 @@ def test_pictures_show_objects_white_and_certain_detections_in_colour():
     boxes = np.array([[5.0, 30, 40, 60], [50, 30, 80, 60]], np.float32)
     image = drawn(photo, (0, boxes, np.array([1.0, 2]), np.array([0.9, 0.1])), ["a", "b", "c"])
     colours = {tuple(color) for color in image.flatten(1).T.tolist()}
-    assert {(255, 255, 255), (0xD5, 0x5E, 0x00)} <= colours and (0, 0x9E, 0x73) not in colours
+    assert {(255, 255, 255), (0x56, 0xB4, 0xE9)} <= colours and (0, 0x9E, 0x73) not in colours
     nothing = drawn(photo, (0, boxes[:0], np.zeros(0), np.zeros(0)), ["a"])
     assert nothing.shape == image.shape
