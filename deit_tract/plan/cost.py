@@ -20,7 +20,6 @@ from deit_tract.tract.layer import DEVICE_BYTES
 
 # Choice; published ViT training is between 0.06 (waiting for data) and 0.55 (ViT-B, RTX 3090)
 MFU = 0.35
-FILLING = 256  # images, choice: lanes below it share a forward pass on a GPU
 # s, an estimate: what a GPU needs at least for a lane, to launch the kernels of a ViT-S
 LAUNCHES = 5e-3
 # images/s of one Zen 4 core: DeiT's pipeline in PIL, 224 px crops of ImageNet's JPEGs
@@ -172,11 +171,3 @@ def core_rate(recipe: Recipe) -> float:
     if recipe.data.pipeline == "exact":
         return CORE_RATE
     return CORE_RATE * FAST["RandAugment" if recipe.augment.rand_augment else "colours"]
-
-
-def lanes_together(recipe: Recipe) -> int:
-    """Lanes that share a forward pass on a GPU if memory and model allow it."""
-    asked = recipe.batch.lanes_per_forward
-    if asked == "auto":
-        asked = max(1, FILLING // recipe.batch.lane_size)
-    return min(recipe.batch.lanes, asked)

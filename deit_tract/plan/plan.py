@@ -24,6 +24,7 @@ from deit_tract.models.build import build_model
 from deit_tract.models.precision import resolve_precision, this_device
 from deit_tract.plan.cost import Cost, estimate_memory, measure, speed
 from deit_tract.plan.gpus import GPUS
+from deit_tract.plan.lanes import check_shared_forward
 from deit_tract.recipe import published
 from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.launch import (
@@ -83,7 +84,10 @@ def make_plan(recipe: Recipe, folder: Path, gpus: int | None = None) -> Plan:
     if launch is not None:
         errors += launch_problems(resolved, launch)
     net = _build(recipe, errors)
-    cost = None if net is None else _try(errors, measure, resolved, net)
+    cost = None
+    if net is not None:
+        cost = _try(errors, measure, resolved, net)
+        _try(errors, check_shared_forward, resolved, net)
     samples = _try(errors, count_samples, recipe.data, recipe.detect)
     batch = recipe.batch
     stream = None

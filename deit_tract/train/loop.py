@@ -21,6 +21,7 @@ from deit_tract.engine.launch import launch, prepare
 from deit_tract.engine.processes import Stop, on_all, on_main
 from deit_tract.evaluators import build_evaluators
 from deit_tract.models.precision import autocast, resolve_precision
+from deit_tract.plan.lanes import lanes_per_forward
 from deit_tract.recipe.launch import lanes_of
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.schedule.durations import in_steps, total_steps
@@ -30,7 +31,6 @@ from deit_tract.train import checkpoint
 from deit_tract.train.clock import Clock
 from deit_tract.train.evaluate import evaluate
 from deit_tract.train.folder import Lock, open_folder
-from deit_tract.train.lanes import lanes_per_forward
 from deit_tract.train.log import RunLog
 from deit_tract.train.meter import Meter
 from deit_tract.train.pace import Pace

@@ -39,6 +39,10 @@ def test_checkpoints_are_as_many_and_as_large_as_saved(tmp_path):
             "schedule.epochs: 0.01 epochs of 20 steps are none",
         ),
         (["schedule.steps=50"], "schedule: warm-up of 100 steps in a run of 50; shorten it"),
+        (
+            ["model.args.proj_drop_rate=0.1", "batch.lanes_per_forward=2"],
+            "batch.lanes_per_forward: blocks.0.attn.proj_drop (Dropout) depends on the other",
+        ),
         (["expect.published=nothing"], "expect.published: nothing is published under 'nothing'; "),
     ],
 )

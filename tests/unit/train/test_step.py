@@ -22,12 +22,12 @@ from deit_tract.models.precision import resolve_precision
 from deit_tract.optim.build import build_optimizer
 from deit_tract.plan import cost
 from deit_tract.plan.gpus import known_peak
+from deit_tract.plan.lanes import lanes_per_forward
 from deit_tract.recipe.launch import Launch, check_launch
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.tasks import build_task
 from deit_tract.tract import gram
 from deit_tract.train import loop
-from deit_tract.train.lanes import lanes_per_forward
 from deit_tract.train.meter import Meter
 from tests.helpers.step import DRAWS
 

@@ -7,10 +7,11 @@ from torch import nn
 
 from deit_tract.common.errors import UserError
 from deit_tract.models.build import build_model
-from deit_tract.plan import cost
-from deit_tract.plan.cost import Cost
+from deit_tract.plan.cost import estimate_memory, measure
 from deit_tract.recipe.launch import zero_stage
 from deit_tract.recipe.settings.recipe import Recipe
+
+FILLING = 256  # images, choice: lanes below it share a forward pass on a GPU
 
 
 def couples_samples(model: nn.Module) -> str | None:
@@ -26,28 +27,33 @@ def couples_samples(model: nn.Module) -> str | None:
     return None
 
 
+def check_shared_forward(recipe: Recipe, net: nn.Module) -> None:
+    """Raise UserError if the recipe lets lanes share a forward pass and the model forbids it."""
+    coupled = couples_samples(net)
+    if recipe.batch.lanes_per_forward not in ("auto", 1) and coupled:
+        what = f"{coupled} depends on the other samples of a forward"
+        raise UserError("batch.lanes_per_forward", what, "set it to 1 or auto")
+
+
 def lanes_per_forward(recipe: Recipe, net: nn.Module, device: torch.device) -> int:
     """How many lanes share a forward pass. UserError if the model forbids what the recipe asks.
 
-    "auto" takes several only on a CUDA GPU: as many as make cost.FILLING images, fit its memory and
-    may share.
+    "auto" takes several only on a CUDA GPU: as many as make FILLING images, fit its memory and may
+    share.
     """
     if recipe.task == "detect":
         return 1
-    asked = recipe.batch.lanes_per_forward
-    coupled = couples_samples(net)
-    if isinstance(asked, int):
-        if asked > 1 and coupled:
-            what = f"{coupled} depends on the other samples of a forward"
-            raise UserError("batch.lanes_per_forward", what, "set it to 1 or auto")
-        return asked
-    wanted = cost.lanes_together(recipe)
-    if device.type != "cuda" or coupled or wanted == 1 or recipe.batch.exact:
+    batch = recipe.batch
+    check_shared_forward(recipe, net)
+    if batch.lanes_per_forward != "auto":
+        return batch.lanes_per_forward
+    wanted = min(batch.lanes, max(1, FILLING // batch.lane_size))
+    if device.type != "cuda" or wanted == 1 or batch.exact or couples_samples(net):
         return 1
     if zero_stage(os.environ) is not None:  # DeepSpeed counts lanes as forward passes
         return 1
     with torch.device("meta"):
-        measured: Cost = cost.measure(recipe, build_model(recipe))
-    needed = sum(cost.estimate_memory(recipe, measured).values())
+        cost = measure(recipe, build_model(recipe))
+    needed = sum(estimate_memory(recipe, cost).values())
     free = torch.cuda.get_device_properties(device).total_memory - needed
-    return max(1, min(wanted, 1 + free // max(measured.activations, 1)))
+    return max(1, min(wanted, 1 + free // max(cost.activations, 1)))
