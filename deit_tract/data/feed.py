@@ -7,7 +7,7 @@ images, and plain loading. `make_feed` chooses.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class PlainFeed:
     """A worker makes the batch of a lane."""
 
     views: Views
-    order: Any
+    order: Order
     lanes: Sequence[int]
     workers: int
     device: torch.device

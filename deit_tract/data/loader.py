@@ -88,15 +88,15 @@ def loader(
 
 def stacked(samples: list[Loaded]) -> Loaded:
     """A batch of samples of one size: each name a tensor."""
-    return _together(samples, default_collate)
+    return _batch_of(samples, default_collate)
 
 
 def unstacked(samples: list[Loaded]) -> Loaded:
     """A batch of samples of different sizes: each name a list."""
-    return _together(samples, lambda data: {name: [one[name] for one in data] for name in data[0]})
+    return _batch_of(samples, lambda data: {name: [one[name] for one in data] for name in data[0]})
 
 
-def _together(samples: list[Loaded], collate: Callable) -> Loaded:
+def _batch_of(samples: list[Loaded], collate: Callable) -> Loaded:
     """A batch, or the first error of its samples.
 
     Raised in a worker, an error would reach the user as a traceback inside another one.

@@ -202,10 +202,10 @@ class Run:
         total = self.recipe.batch.lanes
         parts: dict[str, Tensor] = {}
         for lanes in self.forwards:
-            together = [next(batches) for _ in lanes]
+            lane_batches = [next(batches) for _ in lanes]
             seeds = [self.stream.lane_seed(step, lane) for lane in lanes]
             with self.engine.lane(lanes is self.forwards[-1]):
-                losses = self.task.loss(model, together, seeds)
+                losses = self.task.loss(model, lane_batches, seeds)
                 self.engine.backward(losses.pop("loss") * len(lanes) / total)
             for name, value in losses.items():
                 parts[name] = parts.get(name, 0.0) + value.detach() * len(lanes) / total

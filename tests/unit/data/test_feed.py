@@ -10,7 +10,7 @@ import torch
 
 from deit_tract.common.errors import UserError
 from deit_tract.data import feed
-from deit_tract.data.loader import Views
+from deit_tract.data.loader import Replaced, Views
 from deit_tract.data.stream import Stream
 
 CPU = torch.device("cpu")
@@ -143,3 +143,25 @@ def test_a_bad_image_in_a_slice_is_its_error():
         batches = lanes_of(Bad(600), look, stream, range(4), workers).batches(range(3))
         with pytest.raises(UserError, match=r"^photo.jpg: cannot be read as an image$"):
             list(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_replaced_image_is_the_same_in_slices_and_in_lanes(workers):
+    class Bad(Counted):
+        def __getitem__(self, index):
+            if index == bad:
+                raise UserError(f"{index}.jpg", "cannot be read as an image")
+            return super().__getitem__(index)
+
+    stream = Stream(600, 4, 10, 3)
+    bad = stream.views(1, 2)[4].index
+    found = []
+    for lanes in (range(4), range(2, 3)):  # slices of four lanes, a lane by itself
+        replaced = Replaced(3)
+        source = feed.Source(Bad(600), look)
+        made = feed.make_feed(source, stream, lanes, workers, CPU, replaced)
+        assert isinstance(made, feed.SlicedFeed if len(lanes) > 1 else feed.PlainFeed)
+        found.append(list(made.batches([1])))
+        assert replaced.errors == {f"{bad}.jpg: cannot be read as an image"}
+    assert bad not in found[1][0]["label"]
+    assert all(torch.equal(found[0][2][name], found[1][0][name]) for name in ("image", "label"))
