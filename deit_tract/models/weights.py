@@ -1,6 +1,7 @@
 """Weights from files and hubs, loaded strictly: every key and shape must match the model's."""
 
 import math
+import re
 from argparse import Namespace
 from collections.abc import Callable
 from pickle import UnpicklingError
@@ -73,8 +74,13 @@ def _check_same_keys(
 
 
 def read_weights(source: str) -> Weights:
-    """Read the weights of a file or of `timm:NAME` under timm's names. Raises UserError."""
-    return {_timm_name(key): value for key, value in read_tensors(source).items()}
+    """Read the weights of a file or of `timm:NAME` under timm's names. Raises UserError.
+
+    DeiT-III's gamma_1 is ls1.gamma there (DeiT models_v2.py Layer_scale_init_Block).
+    """
+    weights = read_tensors(source)
+    names = [re.sub("gamma_([12])", r"ls\1.gamma", key) for key in weights]
+    return dict(zip(names, weights.values(), strict=True))
 
 
 def read_tensors(source: str) -> Weights:
@@ -111,11 +117,6 @@ def _read(source: str) -> object:
     # DeiT's main.py stores its arguments beside the weights
     with torch.serialization.safe_globals([Namespace]):
         return torch.load(source, "cpu", weights_only=True)
-
-
-def _timm_name(key: str) -> str:
-    """Return timm's name of a DeiT-III weight (DeiT models_v2.py Layer_scale_init_Block)."""
-    return key.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
 
 
 def _resized_pos_embed(table: Tensor, model: nn.Module) -> Tensor:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from deit_tract.common.errors import UserError
 from deit_tract.common.files import write_atomic
 from deit_tract.data.feed import Source
-from deit_tract.data.sets.imagenet import class_names, described
+from deit_tract.data.sets.imagenet import described, synsets
 from deit_tract.data.sets.imagenet_labels import real_answers
 from deit_tract.data.sets.load import load_validation
 from deit_tract.evaluators import measures
@@ -139,7 +139,6 @@ class ClassifierResults:
     def __init__(self, request: Request, model: Trained, name: str, data: Data):
         self.request = request
         self.images = load_validation(data, name=name)
-        self.classes = data.classes
         self.answers = None
         if request.real:
             self.answers = real_answers(request.real, self.images, data.verify)
@@ -154,7 +153,7 @@ class ClassifierResults:
             found |= measures.any_of(samples, self.answers)
         names: list[str] = []
         if request.per_class is not None or request.confusion:
-            names = described(class_names(self.images, self.classes))
+            names = described(synsets(self.images))
         if request.per_class is not None:
             found["per_class"] = measures.per_class(samples, names)
         if request.calibration:

@@ -24,7 +24,7 @@ from torch import Tensor
 from deit_tract.common.errors import UserError
 from deit_tract.common.files import disk_errors, write_atomic, write_through
 from deit_tract.common.seeds import derive
-from deit_tract.data.sets.imagenet import class_names
+from deit_tract.data.sets.imagenet import synsets
 from deit_tract.data.sets.load import load_validation
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.results.trained import Trained
@@ -246,6 +246,6 @@ def label_names(recipe: Recipe) -> list[str] | None:
         images = load_validation(data)
     except UserError:
         return None
-    names = class_names(images, data.classes)
+    names = synsets(images)
     numbers = [str(label) for label in range(data.classes)]
     return names if names != numbers else None

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from timm.data import ImageNetInfo
-from torch.utils.data import Dataset
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.text import listed
@@ -58,9 +57,9 @@ def imagenet_problems(
 
 
 def synsets(images: Images) -> list[str]:
-    """Return the classes as synsets: their names, or what the images are called.
+    """Return the names of the classes: of ImageNet's, their synsets.
 
-    On the Hugging Face hub classes have English names, and the first image of each class tells its
+    On the Hugging Face hub these have English names, and the first image of each class tells its
     synset (n01440764_18_n01440764.JPEG).
     """
     named = all(SYNSET.fullmatch(name) for name in images.classes)
@@ -71,14 +70,6 @@ def synsets(images: Images) -> list[str]:
         found = SYNSET.findall(images.name(int(first)))
         names[label] = found[-1] if found else names[label]
     return names
-
-
-def class_names(images: Dataset, classes: int) -> list[str]:
-    """Return the names of a set's classes, or their numbers if it has none."""
-    names = getattr(images, "classes", None)
-    if names is None or len(names) != classes:
-        return [str(label) for label in range(classes)]
-    return synsets(images) if isinstance(images, Images) else [str(name) for name in names]
 
 
 def described(names: Sequence[str]) -> list[str]:
