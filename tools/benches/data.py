@@ -269,7 +269,7 @@ def on_device(
     def run():
         transform.finish(images.to(device, non_blocking=True), draws)
 
-    return compare(interleaved({"fast": run}, rounds, device), "fast")["fast"]
+    return compare(interleaved({"fast": run}, rounds, device))["fast"]
 
 
 # ---- the bench -----------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def measure(recipe: Recipe, files: list[Path], rounds: int) -> dict:
     views = len(files) // LANES * LANES
     samples = interleaved(variants(recipe, files), rounds, CPU)
     per_image = {name: [value / views for value in values] for name, values in samples.items()}
-    return {"ms per image": compare(per_image, "D"), "differs from D": difference(recipe, files)}
+    return {"ms per image": compare(per_image), "differs from D": difference(recipe, files)}
 
 
 def row(case: str, name: str, figures: dict) -> list[str]:

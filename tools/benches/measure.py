@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from deit_tract.recipe.source import ROOT
 
 MIB = 2**20
 RATIOS = "Ratios: median (quartiles) over rounds."
+Run = Callable[[], None]
 Quartiles = tuple[float, float, float]  # lower quartile, median, upper quartile
 
 
-def seconds(run: Callable[[], None], device: torch.device) -> float:
+def seconds(run: Run, device: torch.device) -> float:
     """Time one call: process time on a CPU (other programs do not count), CUDA events on a GPU."""
     if device.type == "cpu":
         start = time.process_time()
@@ -36,7 +38,7 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
+def peak_bytes(run: Run, device: torch.device) -> int:
     """Return the most memory that tensors made during a second call hold at one time."""
     run()
     if device.type == "cuda":
@@ -59,9 +61,7 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
     return peak
 
 
-def interleaved(
-    runs: dict[str, Callable[[], None]], rounds: int, device: torch.device
-) -> dict[str, list[float]]:
+def interleaved(runs: dict[str, Run], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Return the seconds of every run in every round.
 
     Each round goes through all runs, so that whatever slows one slows all.
@@ -81,24 +81,25 @@ def spread(values: list[float]) -> Quartiles:
 
 
 def ratios(values: list[float], base: list[float]) -> Quartiles:
-    """Return the spread of the ratios to a baseline, round by round."""
     return spread([value / one for value, one in zip(values, base, strict=True)])
 
 
-def compare(samples: dict[str, list[float]], baseline: str) -> dict:
-    """Return each run's milliseconds and its ratio to the baseline."""
+def compare(samples: dict[str, list[float]]) -> dict:
+    """Return each run's milliseconds and its ratio to the first run."""
+    base = next(iter(samples.values()))
     return {
         name: {
             "ms": spread([1e3 * value for value in values]),
-            "ratio": ratios(values, samples[baseline]),
+            "ratio": ratios(values, base),
             "samples_ms": [round(1e3 * value, 4) for value in values],
         }
         for name, values in samples.items()
     }
 
 
-def with_peaks(result: dict, runs: dict[str, Callable[[], None]], device: torch.device) -> dict:
-    """Add each run's peak memory to the result of `compare`."""
+def compare_with_peaks(runs: dict[str, Run], rounds: int, device: torch.device) -> dict:
+    """Compare runs by time, and add the peak memory of each."""
+    result = compare(interleaved(runs, rounds, device))
     for name, run in runs.items():
         result[name]["peak_mib"] = peak_bytes(run, device) / MIB
     return result
@@ -132,10 +133,8 @@ def header(device: torch.device) -> dict:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    named = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 def version(package: str) -> str | None:

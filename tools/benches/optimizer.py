@@ -21,16 +21,9 @@ from deit_tract.recipe.settings.recipe import Recipe
 from tools.benches.measure import RATIOS, compare, interleaved, ratio_text, rounds_of, wanted
 
 CASES = {"ViT-S": "deit3_small_patch16_224", "ViT-B": "deit3_base_patch16_224"}
-COLUMNS = (
-    "case",
-    "variant",
-    "ms",
-    "time / ours",
-    "operations",
-    "GPU launches, estimated",
-    "distance from ours",
-    "distance from float64",
-)
+COLUMNS = ["case", "variant", "ms", "time / ours", "operations", "GPU launches, estimated"]
+COLUMNS += ["distance from ours", "distance from float64"]
+FOREACH = "foreach" in inspect.signature(TimmLamb).parameters  # in timm's newer versions
 L2 = 50 << 20  # bytes of an H100's cache, by which timm cuts its lists
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -50,27 +43,15 @@ def variants(recipe: Recipe) -> dict[str, Make]:
 
         return make
 
-    made = {"ours": ours, "timm, loop": timms(False)}
-    if _knows_foreach():
-        made["timm, foreach"] = timms(True)
-    return made
+    made = {"ours": ours, "timm, loop": timms(False), "timm, foreach": timms(True)}
+    return {name: make for name, make in made.items() if FOREACH or name != "timm, foreach"}
 
 
 def timm_lamb(groups: list[dict], settings, foreach: bool | None) -> TimmLamb:
     """timm's LAMB with a recipe's settings; a timm older than `foreach` goes without."""
-    mode = {"foreach": foreach} if _knows_foreach() else {}
-    return TimmLamb(
-        groups,
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        max_grad_norm=settings.clip_grad,
-        **mode,
-    )
-
-
-def _knows_foreach() -> bool:
-    return "foreach" in inspect.signature(TimmLamb).parameters
+    mode = {"foreach": foreach} if FOREACH else {}
+    mode |= {"betas": settings.betas, "eps": settings.eps, "max_grad_norm": settings.clip_grad}
+    return TimmLamb(groups, lr=settings.lr, **mode)
 
 
 def with_gradients(model: nn.Module) -> nn.Module:
@@ -186,7 +167,7 @@ def measure(name: str, makers: dict[str, Make], rounds: int, device: torch.devic
     steps = {
         label: make(with_gradients(copy.deepcopy(model))).step for label, make in makers.items()
     }
-    result = compare(interleaved(steps, rounds, device), "ours")
+    result = compare(interleaved(steps, rounds, device))
     ours = ten_steps(makers["ours"], model)
     exact = ten_steps(makers["timm, loop"], model, torch.float64)
     for label, make in makers.items():
@@ -202,16 +183,10 @@ def measure(name: str, makers: dict[str, Make], rounds: int, device: torch.devic
 
 
 def row(case: str, label: str, figures: dict) -> list[str]:
-    return [
-        case,
-        label,
-        f"{figures['ms'][1]:.4g}",
-        ratio_text(figures["ratio"]),
-        f"{figures['operations']:,}",
-        f"{figures['launches']:,}",
-        f"{figures['apart']:.0e}",
-        f"{figures['apart_float64']:.0e}",
-    ]
+    times = [f"{figures['ms'][1]:.4g}", ratio_text(figures["ratio"])]
+    counts = [f"{figures[key]:,}" for key in ("operations", "launches")]
+    distances = [f"{figures[key]:.0e}" for key in ("apart", "apart_float64")]
+    return [case, label, *times, *counts, *distances]
 
 
 def run(arguments: argparse.Namespace, device: torch.device) -> dict:

@@ -33,16 +33,7 @@ from deit_tract.plan import cost
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.tasks.classify import Classify
-from tools.benches.measure import (
-    RATIOS,
-    compare,
-    interleaved,
-    ratio_text,
-    rounds_of,
-    version,
-    wanted,
-    with_peaks,
-)
+from tools.benches import measure
 from tools.benches.optimizer import timm_lamb
 
 STEPS = {  # recipe, pixels, images
@@ -174,7 +165,7 @@ def variants(
     recipe = synthetic(name, *shape)
     plain = synthetic(name, "model.tract=null", *shape)
     steps = {"ours": ours(recipe, folder), "ours, no TrAct": ours(plain, folder)}
-    if version("torch_tract"):
+    if measure.version("torch_tract"):
         steps["D + U"] = theirs(recipe, device, like_deit=True, upstream=True)
         steps["T + U"] = theirs(recipe, device, like_deit=False, upstream=True)
     else:
@@ -200,10 +191,10 @@ def measure_step(case: str, rounds: int, device: torch.device, compiled: bool) -
     with tempfile.TemporaryDirectory() as folder:
         steps = variants(name, shape, Path(folder), device, compiled)
         runs = {label: partial(step, images, labels) for label, step in steps.items()}
-        samples = interleaved({**runs, "matrix product": multiply}, rounds, device)
-        result = compare(samples, "ours")
-        if device.type == "cuda":
-            result = with_peaks(result, runs, device)
+        samples = measure.interleaved({**runs, "matrix product": multiply}, rounds, device)
+        result = measure.compare(samples)
+        for label in runs if device.type == "cuda" else ():
+            result[label]["peak_mib"] = measure.peak_bytes(runs[label], device) / measure.MIB
     peak = flops / (result["matrix product"]["ms"][1] / 1e3)
     recipe = synthetic(name, *shape)
     training = cost.measure(recipe, build_model(recipe)).training
@@ -221,7 +212,7 @@ def measure_step(case: str, rounds: int, device: torch.device, compiled: bool) -
 
 def row(case: str, label: str, figures: dict, rate: float, mfu: str = "") -> list[str]:
     milliseconds = figures["ms"][1]
-    ratio = ratio_text(figures["ratio"])
+    ratio = measure.ratio_text(figures["ratio"])
     return [case, label, f"{milliseconds:,.0f}", ratio, f"{rate:,.3g}", mfu]
 
 
@@ -229,7 +220,7 @@ def measure_runs(
     case: str, runs: dict[str, Callable[[], None]], images: int, rounds: int, device: torch.device
 ) -> tuple[dict, Rows]:
     """Measure runs of `images` images against the first of them."""
-    result = compare(interleaved(runs, rounds, device), next(iter(runs)))
+    result = measure.compare(measure.interleaved(runs, rounds, device))
     rows = [
         row(case, label, figures, 1e3 * images / figures["ms"][1])
         for label, figures in result.items()
@@ -274,7 +265,7 @@ def drop_path(rounds: int, device: torch.device) -> tuple[dict, Rows]:
 
 def run(arguments: argparse.Namespace, device: torch.device) -> dict:
     """Measure and print complete steps, shared lanes and drop path."""
-    rounds = rounds_of(arguments, 7)
+    rounds = measure.rounds_of(arguments, 7)
     compiled = arguments.compile or device.type == "cuda"
     cases = {
         case: partial(measure_step, case, rounds, device, compiled) for case in STEPS[device.type]
@@ -282,10 +273,10 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict:
     cases[LANES[device.type][0]] = partial(shared_lanes, rounds, device)
     cases[SUBSET] = partial(drop_path, rounds, device)
     results, rows = {}, []
-    for case, measure in cases.items():
-        if wanted(case, arguments):
-            results[case], more = measure()
+    for case, run_case in cases.items():
+        if measure.wanted(case, arguments):
+            results[case], more = run_case()
             rows += more
     print(table(COLUMNS, rows))
-    print(f"\n{RATIOS} MFU: of the matrix product in this run, without TrAct's own work.")
+    print(f"\n{measure.RATIOS} MFU: of the matrix product in this run, without TrAct's own work.")
     return results

@@ -14,15 +14,7 @@ from torch import Tensor, nn
 
 from deit_tract import tract
 from deit_tract.common.text import table
-from tools.benches.measure import (
-    RATIOS,
-    compare,
-    interleaved,
-    ratio_text,
-    rounds_of,
-    wanted,
-    with_peaks,
-)
+from tools.benches import measure
 
 LAYERS = {  # layer, shape of its input
     "ViT-S patches, b32@224": (lambda: nn.Conv2d(3, 384, 16, 16), (32, 3, 224, 224)),
@@ -37,15 +29,8 @@ STEPS = {  # model, images
     "ViT-S step, b256@224": ("deit3_small_patch16_224", 256),
     "ViT-B step, b128@224": ("deit3_base_patch16_224", 128),
 }
-COLUMNS = (
-    "case",
-    "plain, ms",
-    "ours / plain",
-    "ours, MiB over plain",
-    "torch_tract / plain",
-    "torch_tract, MiB over plain",
-    "extra time, torch_tract / ours",
-)
+COLUMNS = ["case", "plain, ms", "ours / plain", "ours, MiB over plain", "torch_tract / plain"]
+COLUMNS += ["torch_tract, MiB over plain", "extra time, torch_tract / ours"]
 
 
 def variants(layer: nn.Module) -> dict[str, nn.Module]:
@@ -76,7 +61,7 @@ def measure_layer(
     x = torch.randn(shape, device=device)
     gradient = torch.randn_like(layer(x))
     runs = {name: forward_backward(each, x, gradient) for name, each in variants(layer).items()}
-    return with_peaks(compare(interleaved(runs, rounds, device), "plain"), runs, device)
+    return measure.compare_with_peaks(runs, rounds, device)
 
 
 def train_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
@@ -103,7 +88,7 @@ def measure_step(model: str, batch: int, rounds: int, device: torch.device) -> d
     ours = copy.deepcopy(plain)
     tract.apply_to_first_layer(ours)
     runs = {"plain": train_step(plain, x, y), "ours": train_step(ours, x, y)}
-    return with_peaks(compare(interleaved(runs, rounds, device), "plain"), runs, device)
+    return measure.compare_with_peaks(runs, rounds, device)
 
 
 def row(case: str, result: dict) -> list[str]:
@@ -111,7 +96,7 @@ def row(case: str, result: dict) -> list[str]:
 
     def against_plain(figures: dict) -> list[str]:
         extra = figures["peak_mib"] - plain["peak_mib"]
-        return [ratio_text(figures["ratio"]), f"{extra:+.1f}"]
+        return [measure.ratio_text(figures["ratio"]), f"{extra:+.1f}"]
 
     cells = [case, f"{plain['ms'][1]:.2f}", *against_plain(ours)]
     if theirs is None:
@@ -123,13 +108,13 @@ def row(case: str, result: dict) -> list[str]:
 def run(arguments: argparse.Namespace, device: torch.device) -> dict:
     """Measure and print every case."""
     results = {}
-    rounds = rounds_of(arguments, 11)
+    rounds = measure.rounds_of(arguments, 11)
     for case, (make, shape) in LAYERS.items():
-        if wanted(case, arguments):
+        if measure.wanted(case, arguments):
             results[case] = measure_layer(make, shape, rounds, device)
     for case, (model, batch) in STEPS.items():
-        if wanted(case, arguments) and device.type == "cuda":
+        if measure.wanted(case, arguments) and device.type == "cuda":
             results[case] = measure_step(model, batch, rounds, device)
     print(table(COLUMNS, [row(case, result) for case, result in results.items()]))
-    print(f"\n{RATIOS} MiB: peak of the tensors made during forward and backward.")
+    print(f"\n{measure.RATIOS} MiB: peak of the tensors made during forward and backward.")
     return results
