@@ -88,12 +88,10 @@ def load_trained(given: str, choice: Choice = Choice()) -> Trained:
     if choice.recipe:
         return _of_recipe(source, choice.recipe, choice)
     if choice.model:
-        return _of_timm(source, choice.model, choice, weights=source.weights)
+        return _of_timm(source, choice.model, choice, source.weights)
     if source.exported:
-        name = f"local-dir:{source.exported}"
-        if source.kind == "export":
-            return _of_timm(source, name, choice, pretrained=True)
-        return _of_timm(source, name, choice, weights=source.weights)
+        weights = source.weights if source.kind == "file" else None
+        return _of_timm(source, f"local-dir:{source.exported}", choice, weights)
     if source.recipe:
         return _of_recipe(source, source.recipe, choice)
     instead = "give --model NAME of timm, or --recipe NAME|FILE"
@@ -104,7 +102,7 @@ def _of_hub(source: WeightsSource, choice: Choice) -> Trained:
     hub, _, name = source.given.partition(":")
     if hub != "timm":
         raise UserError(source.given, f"{hub} has weights to start from only", "give timm:NAME")
-    return _of_timm(source, name, choice, pretrained=True)
+    return _of_timm(source, name, choice)
 
 
 def plain(recipe: Recipe) -> Recipe:
@@ -125,18 +123,14 @@ def _of_recipe(source: WeightsSource, recipe: Path | str, choice: Choice) -> Tra
 
 
 def _of_timm(
-    source: WeightsSource,
-    name: str,
-    choice: Choice,
-    pretrained: bool = False,
-    weights: str | None = None,
+    source: WeightsSource, name: str, choice: Choice, weights: str | None = None
 ) -> Trained:
     """Make a model by timm's name, with timm's weights or a file's.
 
     Its pretrained_cfg tells how it sees images.
     """
     shape = {} if weights is None or name.startswith("local-dir:") else _shape(name, weights)
-    net = _create(source, name, choice.image_size, pretrained, shape)
+    net = _create(source.given, name, choice.image_size, pretrained=weights is None, **shape)
     if weights is not None:
         load_weights(net, weights)
     asked: dict[str, Any] = {"crop_pct": choice.crop}
@@ -160,29 +154,24 @@ def _of_timm(
     return Trained(source, title, net.eval(), transform, view, seen["crop_pct"])
 
 
-def _create(
-    source: WeightsSource,
-    name: str,
-    image_size: int | None,
-    pretrained: bool,
-    arguments: dict[str, int],
-) -> nn.Module:
+def _create(given: str, name: str, image_size: int | None, **arguments: Any) -> nn.Module:
     """Create timm's model. Raises UserError on whatever timm and the hub raise."""
     if not name.startswith(("local-dir:", "hf-hub:")) and not timm.is_model(name.partition(".")[0]):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3))
         instead = f"did you mean {near}?" if near else ""
-        raise UserError(source.given, f"timm has no model '{name}'", instead)
+        raise UserError(given, f"timm has no model '{name}'", instead)
     try:
         if image_size:
             with torch.device("meta"):
                 fixed = timm.create_model(name).pretrained_cfg.get("fixed_input_size")
-            arguments = arguments | ({"img_size": image_size} if fixed else {})
-        net = timm.create_model(name, pretrained=pretrained, **arguments)
+            if fixed:
+                arguments["img_size"] = image_size
+        net = timm.create_model(name, **arguments)
     except Exception as error:  # of timm, the hub, a file's format
         what = f"timm cannot load {name} ({' '.join(str(error).split())[:200]})"
-        raise UserError(source.given, what) from None
+        raise UserError(given, what) from None
     if not net.num_classes:
-        raise UserError(source.given, f"{name} has no classifier", "choose weights with one")
+        raise UserError(given, f"{name} has no classifier", "choose weights with one")
     return net
 
 

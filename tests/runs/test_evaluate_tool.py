@@ -134,6 +134,7 @@ def test_bf16(evaluate, digits):
         (["RUN", "--per-class", "classes.txt"], "--per-class: classes.txt is no .csv file"),
         (["RUN/no"], "no such file or folder"),
         (["RUN/checkpoints"], "holds neither a run nor weights"),
+        (["torchvision:VGG16"], "torchvision has weights to start from only; give timm:NAME"),
         (["timm:test_vitt"], "timm has no model 'test_vitt'; did you mean test_vit"),
         (["test_vit"], "test_vit: no such file or folder; is it timm:NAME?"),
         (["WEIGHTS"], "does not say which model it is of; give --model NAME of timm, or --recipe"),
