@@ -6,15 +6,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import REAL_IMAGES
+from tests.helpers import REAL_IMAGES, ROOT
 
-LONGEST = ("test_quickstart.py", "test_zero.py", "test_faults.py")  # minutes each
+FOLDERS = ("long", "processes", "runs", "unit")
+LONGEST = (
+    "test_quickstart.py",
+    "test_kill_rounds.py",
+    "test_faults.py",
+    "test_zero.py",
+    "test_processes.py",
+    "test_submit.py",
+)  # a minute and more each
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that two cores, which take file after file, end together."""
     place = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+    def order(item: pytest.Item) -> tuple[int, int]:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        return FOLDERS.index(folder), place.get(item.path.name, len(place))
+
+    items.sort(key=order)
 
 
 @pytest.fixture(autouse=True)
