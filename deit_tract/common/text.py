@@ -22,6 +22,11 @@ def short(text: str, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def brief(error: Exception) -> str:
+    """Return another library's error message on one line, cut after 200 characters."""
+    return short(" ".join(str(error).split()), 200)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return `did you mean 'x'?`, or an empty string if no choice is near."""
     match = difflib.get_close_matches(word, list(choices), n=1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import get_weight
 
 from deit_tract.common.errors import UserError
-from deit_tract.common.text import listed
+from deit_tract.common.text import brief, listed
 from deit_tract.models.detector import Detector
 
 Weights = dict[str, Tensor]
@@ -95,8 +95,7 @@ def read_tensors(source: str) -> Weights:
         instead = "save only its state_dict"
         raise UserError(source, f"cannot be read as weights ({what})", instead) from None
     except Exception as error:  # whatever the format's reader or the hub raises
-        what = " ".join(str(error).split())[:200]
-        raise UserError(source, f"cannot be read as weights ({what})") from None
+        raise UserError(source, f"cannot be read as weights ({brief(error)})") from None
     if isinstance(content, dict):
         content = content.get("model", content.get("state_dict", content))
     named = isinstance(content, dict) and content

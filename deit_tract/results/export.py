@@ -24,6 +24,7 @@ from torch import Tensor
 from deit_tract.common.errors import UserError
 from deit_tract.common.files import disk_errors, write_atomic, write_through
 from deit_tract.common.seeds import derive
+from deit_tract.common.text import brief, listed
 from deit_tract.data.sets.imagenet import synsets
 from deit_tract.data.sets.load import load_validation
 from deit_tract.recipe.settings.recipe import Recipe
@@ -65,7 +66,7 @@ def check_place(folder: Path) -> None:
         raise UserError(folder, "is a file", "name a folder")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if there - FILES or (there and not there >= REQUIRED):
-        others = ", ".join(sorted(there - FILES or there)[:3])
+        others = listed(sorted(there - FILES or there), 3)
         what = f"contains something other than an exported model ({others})"
         raise UserError(folder, what, "choose a new or an empty folder")
 
@@ -176,7 +177,7 @@ def _difference(model: Trained, folder: Path) -> str | None:
     try:
         other = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
     except Exception as error:  # whatever timm raises
-        return f"timm cannot load it ({' '.join(str(error).split())[:200]})"
+        return f"timm cannot load it ({brief(error)})"
     state, theirs = model.net.state_dict(), other.state_dict()
     if list(state) != list(theirs) or any(
         not torch.equal(state[key], theirs[key]) for key in state
@@ -232,8 +233,7 @@ def write_onnx(model: Trained, file: Path) -> None:
             external_data=size > 2**30,  # a file may have 2 GiB
         )
     except Exception as error:  # whatever the exporter raises
-        why = " ".join(str(error).split())[:200]
-        what = f"torch cannot write {model.recipe.model.name} ({why})"
+        what = f"torch cannot write {model.recipe.model.name} ({brief(error)})"
         raise UserError("--onnx", what, "export without it") from None
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import huggingface_hub
 
 from deit_tract.common.errors import UserError
+from deit_tract.common.text import brief
 from deit_tract.results.export import FILES
 
 
@@ -32,6 +33,6 @@ def push(folder: Path, repository: str, token: str) -> str:
             commit_message="Add model",
         )
     except Exception as error:  # of the hub and the network
-        what = f"the hub refused ({' '.join(str(error).split())[:200]})"
+        what = f"the hub refused ({brief(error)})"
         raise UserError(f"--push {repository}", what, f"the export is in {folder}") from None
     return str(created)

@@ -15,6 +15,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 from deit_tract.common.errors import UserError
+from deit_tract.common.text import brief
 from deit_tract.data.transforms import augment
 from deit_tract.models.build import build_model
 from deit_tract.models.weights import load_weights, read_weights
@@ -168,7 +169,7 @@ def _create(given: str, name: str, image_size: int | None, **arguments: Any) -> 
                 arguments["img_size"] = image_size
         net = timm.create_model(name, **arguments)
     except Exception as error:  # of timm, the hub, a file's format
-        what = f"timm cannot load {name} ({' '.join(str(error).split())[:200]})"
+        what = f"timm cannot load {name} ({brief(error)})"
         raise UserError(given, what) from None
     if not net.num_classes:
         raise UserError(given, f"{name} has no classifier", "choose weights with one")

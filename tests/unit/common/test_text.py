@@ -2,6 +2,7 @@
 
 from deit_tract.common.text import (
     align,
+    brief,
     escaped,
     format_bytes,
     listed,
@@ -24,6 +25,11 @@ def test_a_number_agrees_with_its_noun():
     assert plural(1, "GPU") == "1 GPU"
     assert plural(0, "GPU") == "0 GPUs"
     assert plural(1234, "batch", "batches") == "1,234 batches"
+
+
+def test_another_librarys_message_is_one_short_line():
+    assert brief(ValueError("no such\n  thing")) == "no such thing"
+    assert brief(ValueError("x" * 300)) == "x" * 200 + "..."
 
 
 def test_messages_stay_on_one_line():
