@@ -41,5 +41,5 @@ def _check_head(source: WeightsSource, recipe: Recipe) -> None:
     if (old.name, old.classes) != (new.name, new.classes):
         theirs = f"the {old.classes} classes of {old.name}"
         what = f"its classifier is for {theirs}, not the {new.classes} of {new.name}"
-        instead = f"set model.new_head=true, or give its {MODEL} where the classes are the same"
+        instead = f"set model.new_head=true, or give its {MODEL} if the classes are the same"
         raise UserError(source.given, what, instead)
