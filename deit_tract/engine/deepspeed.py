@@ -11,6 +11,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from deit_tract import tract
 from deit_tract.engine.engine import Engine
@@ -77,11 +78,7 @@ class ZeRO(Engine):
     """DeepSpeed with ZeRO stage 0 to 3."""
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        recipe: Recipe,
-        bare: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        self, accelerator: Accelerator, recipe: Recipe, bare: nn.Module, optimizer: Optimizer
     ):
         super().__init__(accelerator, recipe, bare, optimizer)
         self.stage = accelerator.deepspeed_plugin.zero_stage

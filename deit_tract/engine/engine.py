@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from deit_tract import tract
 from deit_tract.optim.build import set_lr
@@ -21,14 +22,10 @@ class Engine(Protocol):
 
     model: nn.Module  # the wrapped model: forward passes go through it
     bare: nn.Module  # the model without wrappers
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        recipe: Recipe,
-        bare: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        self, accelerator: Accelerator, recipe: Recipe, bare: nn.Module, optimizer: Optimizer
     ):
         self.accelerator = accelerator
         self.recipe = recipe

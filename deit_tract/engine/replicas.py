@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from deit_tract.engine.engine import Engine
 from deit_tract.optim.build import clip_gradients
@@ -17,11 +18,7 @@ class Replicas(Engine):
     """One process, or a replica of the model in each under DistributedDataParallel."""
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        recipe: Recipe,
-        bare: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        self, accelerator: Accelerator, recipe: Recipe, bare: nn.Module, optimizer: Optimizer
     ):
         super().__init__(accelerator, recipe, bare, optimizer)
         self._clipping = None
@@ -68,11 +65,7 @@ class Exact(Replicas):
     """
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        recipe: Recipe,
-        bare: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        self, accelerator: Accelerator, recipe: Recipe, bare: nn.Module, optimizer: Optimizer
     ):
         super().__init__(accelerator, recipe, bare, optimizer)
         self._parameters = [p for p in bare.parameters() if p.requires_grad]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Tensors = list[Tensor]
 # device types whose fused Adam kernel is used; the others use foreach operations
 FUSED = {"cpu", "cuda"}
 # device types whose tensors are updated one after another, with norms read by the host
@@ -35,14 +36,8 @@ class Lamb(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         max_grad_norm: float | None = 1.0,
     ):
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm,
-        }
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"max_grad_norm": max_grad_norm})
         self.grad_norm: Tensor | None = None
 
     @torch.no_grad()
@@ -65,7 +60,7 @@ class Lamb(torch.optim.Optimizer):
                 self._update(group, params, clip)
         return loss
 
-    def _clip(self, grads: list[Tensor]) -> Tensor | None:
+    def _clip(self, grads: Tensors) -> Tensor | None:
         """The factor that gradients are divided by, as float32, which the kernel takes."""
         limit = self.defaults["max_grad_norm"]
         if limit is None:
@@ -77,7 +72,7 @@ class Lamb(torch.optim.Optimizer):
         self.grad_norm = norm.float()
         return (self.grad_norm / limit).clamp_(min=1.0)
 
-    def _room(self, params: list[Tensor]) -> Tensor:
+    def _room(self, params: Tensors) -> Tensor:
         """Memory for one update, kept between steps: a CPU allocates as slowly as it fills."""
         size = max(p.numel() for p in params)
         room = getattr(self, "_kept_room", None)
@@ -85,7 +80,7 @@ class Lamb(torch.optim.Optimizer):
             self._kept_room = room = params[0].new_empty(size)
         return room
 
-    def _update_one_by_one(self, group: dict, params: list[Tensor], clip: Tensor | None) -> None:
+    def _update_one_by_one(self, group: dict, params: Tensors, clip: Tensor | None) -> None:
         """With weight decay and trust ratio, one tensor after another while it is in the cache.
 
         On a CPU the step is memory-bound: what matters is how often each value is read. There is no
@@ -100,7 +95,7 @@ class Lamb(torch.optim.Optimizer):
             ratio = math.sqrt(weight / norm) if weight > 0 and norm > 0 else 1.0
             p.add_(update, alpha=-group["lr"] * ratio)
 
-    def _update(self, group: dict, params: list[Tensor], clip: Tensor | None) -> None:
+    def _update(self, group: dict, params: Tensors, clip: Tensor | None) -> None:
         """With weight decay and trust ratio, in launches for all tensors together."""
         updates = torch._foreach_mul(params, group["weight_decay"])
         self._adam(group, updates, params, clip, -1.0)
@@ -110,12 +105,7 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_addcmul_(params, updates, list(ratio.unbind()), value=-group["lr"])
 
     def _adam(
-        self,
-        group: dict,
-        targets: list[Tensor],
-        params: list[Tensor],
-        clip: Tensor | None,
-        lr: float,
+        self, group: dict, targets: Tensors, params: Tensors, clip: Tensor | None, lr: float
     ) -> None:
         """targets -= lr x Adam's bias-corrected direction for `params`' gradients over `clip`."""
         for p in params:
@@ -134,22 +124,10 @@ class Lamb(torch.optim.Optimizer):
         if targets[0].device.type in FUSED:
             # filled on the device, not copied to it
             count = torch.full((), float(step), device=targets[0].device)
-            torch._fused_adamw_(
-                targets,
-                grads,
-                means,
-                squares,
-                [],
-                [count] * len(targets),
-                lr=lr,
-                beta1=beta1,
-                beta2=beta2,
-                eps=eps,
-                weight_decay=0.0,
-                amsgrad=False,
-                maximize=False,
-                grad_scale=clip,
-            )
+            rule = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": 0.0}
+            rule |= {"amsgrad": False, "maximize": False, "grad_scale": clip}
+            steps = [count] * len(targets)
+            torch._fused_adamw_(targets, grads, means, squares, [], steps, **rule)
             return
         if clip is not None:
             grads = torch._foreach_div(grads, clip)
