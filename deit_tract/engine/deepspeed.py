@@ -112,7 +112,7 @@ class ZeRO(Engine):
         self.model.step()
         return loss, norm
 
-    def whole(self) -> nn.Module:
+    def full_model(self) -> nn.Module:
         if self._twin is None:
             return self.bare
         import deepspeed

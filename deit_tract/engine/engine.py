@@ -47,7 +47,7 @@ class Engine(Protocol):
         clipping; both are scalars on the device.
         """
 
-    def whole(self) -> nn.Module:
+    def full_model(self) -> nn.Module:
         """A bare model with all the weights, to evaluate and save; called on every process."""
 
     def optimizer_state(self) -> dict:

@@ -48,7 +48,7 @@ class Replicas(Engine):
         self.optimizer.zero_grad()
         return loss, self._clipping.grad_norm if self._clipping else norm
 
-    def whole(self) -> nn.Module:
+    def full_model(self) -> nn.Module:
         return self.bare
 
     def optimizer_state(self) -> dict:

@@ -167,7 +167,7 @@ def _deepspeed(recipe: Recipe, stage: int) -> Iterator[Problem]:
     if recipe.optim.first_layer is not None:
         yield "optim.first_layer", "DeepSpeed takes one optimizer", "launch without DeepSpeed"
     if recipe.model.tract_gram == "batch" and stage > 0:
-        what = f"the batch's Gram matrix needs the whole gradient, {cuts}"
+        what = f"the batch's Gram matrix needs the complete gradient, {cuts}"
         yield "model.tract_gram", what, "use lane, or --zero_stage 0"
     if recipe.precision.autocast == "fp16":
         what = "fp16 under DeepSpeed is not supported"

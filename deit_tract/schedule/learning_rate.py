@@ -9,7 +9,7 @@ from deit_tract.schedule.durations import in_steps, total_steps
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return lr(step) for step = 0, 1, ...: linear warm-up, then schedule.name over the whole run.
+    """Return lr(step) for step = 0, 1, ...: linear warm-up, then schedule.name over the run.
 
     The cosine begins at step 0, not at the end of the warm-up. With schedule.update "epoch" an
     epoch has one rate, that of the start of the epoch before: DeiT's main.py steps timm's scheduler

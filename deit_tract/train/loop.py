@@ -214,7 +214,7 @@ class Run:
         self.statistics.finish_step()
         loss, norm = self.engine.step(self.lr(step))
         for average in self.averages.values():
-            average.update(self.engine.whole())
+            average.update(self.engine.full_model())
         return {"loss": loss} | parts, norm
 
     def _after_step(self) -> None:
@@ -242,7 +242,7 @@ class Run:
 
     def _evaluate(self, due: set[str]) -> dict[str, Any]:
         """The metrics of the evaluators that are due, of the weights and of their averages."""
-        models = {"": self.engine.whole()}
+        models = {"": self.engine.full_model()}
         for name, average in self.averages.items():
             models[f"{name}_"] = average.module
         cast = partial(autocast, self.recipe, self.accelerator.device)
@@ -271,7 +271,7 @@ class Run:
     def _save(self) -> None:
         """Collect everything from all processes; process 0 writes it."""
         with self.clock.part("save"):
-            weights = {"model": self.engine.whole().state_dict()}
+            weights = {"model": self.engine.full_model().state_dict()}
             for name, average in self.averages.items():
                 weights[name] = average.module.state_dict()
             scaler = self.accelerator.scaler

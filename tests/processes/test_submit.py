@@ -273,7 +273,7 @@ def test_a_requeue_that_is_refused_is_said(job):
     started(job, process)
     process.send_signal(signal.SIGUSR1)
     code, _, err = finish(process)
-    assert code == 75 and "job 71 could not be requeued; submit it again to go on" in err
+    assert code == 75 and "job 71 could not be requeued; submit it again to resume" in err
 
 
 # ---- with the real launcher and training ---------------------------------------------------------

@@ -54,7 +54,7 @@ REFUSED = [
         2,
         2,
         ["optim.name=adamw", "model.tract_gram=batch"],
-        "model.tract_gram: the batch's Gram matrix needs the whole gradient, "
+        "model.tract_gram: the batch's Gram matrix needs the complete gradient, "
         "which ZeRO stage 2 cuts up; use lane, or --zero_stage 0",
     ),
     (
