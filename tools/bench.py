@@ -8,7 +8,6 @@ On a GPU: CUDA events.
 
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -16,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from deit_tract.cli import Parser, script
+from tools.benches import data, files, optimizer, resident, step, tract
 from tools.benches.measure import header
 
 BENCHES = {
@@ -25,6 +25,16 @@ BENCHES = {
     "step": "a training step against DeiT's and timm's, shared lanes, drop path",
     "files": "training from JPEGs, workers included",
     "resident": "images held as one tensor against decoding them one by one",
+}
+
+
+RUN = {
+    "tract": tract.run,
+    "data": data.run,
+    "optimizer": optimizer.run,
+    "step": step.run,
+    "files": files.run,
+    "resident": resident.run,
 }
 
 
@@ -62,7 +72,7 @@ def main() -> None:
     print("\n".join(f"{key}: {value}" for key, value in about.items()), end="\n\n")
     results = {}
     for name in names:
-        results[name] = import_module(f"tools.benches.{name}").run(arguments, device)
+        results[name] = RUN[name](arguments, device)
         print()
         if arguments.json:  # after each, so that none is lost if a later one fails
             arguments.json.write_text(json.dumps({"about": about, **results}, indent=1) + "\n")
