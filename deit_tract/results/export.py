@@ -5,7 +5,6 @@ same logits from the same pixels.
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -121,7 +120,7 @@ def _pretrained_cfg(model: Trained) -> dict[str, Any]:
         "input_size": [view["channels"], size, size],
         "fixed_input_size": bool(known.get("fixed_input_size")),
         "interpolation": recipe.augment.interpolation,
-        "crop_pct": crop_pct(size, recipe.evaluate.crop),
+        "crop_pct": recipe.evaluate.crop,
         "crop_mode": "center",
         "mean": view["mean"],
         "std": view["std"],
@@ -129,20 +128,6 @@ def _pretrained_cfg(model: Trained) -> dict[str, Any]:
         "first_conv": known.get("first_conv"),
         "classifier": known.get("classifier"),
     }
-
-
-def crop_pct(size: int, crop: float) -> float:
-    """Return timm's fraction for our crop.
-
-    timm resizes to floor(size / fraction), our evaluation to round(size / crop).
-    """
-    side = round(size / crop)
-    if math.floor(size / crop) == side:
-        return crop
-    fraction = size / side
-    while math.floor(size / fraction) < side:  # the last bit was rounded up
-        fraction = math.nextafter(fraction, 0)
-    return fraction
 
 
 def shared_recipe(file: Path) -> str:

@@ -187,9 +187,12 @@ def colours(recipe: Recipe) -> list[Callable]:
 
 
 def eval_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
-    """Resize the shorter side to size / crop, take the centre, tensor, normalise."""
+    """Resize the shorter side to size / crop, take the centre, tensor, normalise.
+
+    A fraction of a pixel is cut off, as in DeiT's datasets.py build_transform and in timm.
+    """
     size = recipe.data.image_size
     interpolation = _INTERPOLATION[recipe.augment.interpolation]
-    resize = v2.Resize(round(size / recipe.evaluate.crop), interpolation)
+    resize = v2.Resize(int(size / recipe.evaluate.crop), interpolation)
     normalize = Normalize(recipe.data.mean, recipe.data.std)
     return v2.Compose([resize, v2.CenterCrop(size), normalize])

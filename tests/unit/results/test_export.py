@@ -1,26 +1,11 @@
 """Exported crops, class names, and what of a recipe is not published."""
 
-import math
-
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from timm.data import ImageNetInfo
 
 from deit_tract.recipe.describe import explain
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.results import export
-
-
-@given(st.integers(4, 600), st.floats(0.05, 1))
-def test_timms_crop_has_our_rounding(size, crop):
-    fraction = export.crop_pct(size, crop)
-    assert math.floor(size / fraction) == round(size / crop) and fraction == pytest.approx(
-        crop, rel=1 / size
-    )
-    if math.floor(size / crop) == round(size / crop):
-        assert fraction == crop
 
 
 def test_the_place_of_the_data_stays_at_home(tmp_path):
