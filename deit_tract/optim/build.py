@@ -35,7 +35,8 @@ def _adam(optim: Optim, groups: Groups) -> torch.optim.Adam:
 
 
 def _sgd(optim: Optim, groups: Groups) -> torch.optim.SGD:
-    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
+    momentum, nesterov = optim.momentum, optim.nesterov
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=momentum, nesterov=nesterov)
 
 
 BUILDERS: dict[str, Callable[[Optim, Groups], torch.optim.Optimizer]] = {

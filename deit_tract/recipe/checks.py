@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from deit_tract.recipe.datasets import DATASETS, names_for
 from deit_tract.recipe.settings.base import Section, notes
-from deit_tract.recipe.settings.recipe import Augment, Data, Loss, Model, Recipe
+from deit_tract.recipe.settings.recipe import Augment, Data, Loss, Model, Optim, Recipe
 from deit_tract.recipe.source import KeyPath
 
 Problem = tuple[KeyPath, str, str]  # key, what is wrong, what instead
@@ -24,6 +24,7 @@ def check_recipe(recipe: Recipe) -> Iterator[Problem]:
     yield from _durations(recipe)
     yield from _schedule(recipe)
     yield from _model(recipe.model)
+    yield from _optim(recipe.optim)
     yield from _data(recipe)
     yield from _augment(recipe.augment, recipe.data)
     yield from _of_another_task(recipe)
@@ -101,6 +102,11 @@ def _model(model: Model) -> Iterator[Problem]:
             json.dumps(value, allow_nan=False)
         except ValueError:
             yield key, f"'model.args.{name}' must be finite numbers", ""
+
+
+def _optim(optim: Optim) -> Iterator[Problem]:
+    if optim.nesterov and not optim.momentum:
+        yield ("optim", "nesterov"), "Nesterov's momentum is 0", "raise optim.momentum"
 
 
 def _data(recipe: Recipe) -> Iterator[Problem]:

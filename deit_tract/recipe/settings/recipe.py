@@ -156,6 +156,7 @@ class Optim(Section):
     betas: Pair = key((0.9, 0.999), "all but sgd")
     eps: Positive = key(1e-8, "all but sgd")
     momentum: Fraction = key(0.9, "sgd")
+    nesterov: bool = key(False, "sgd: Nesterov's momentum")
     first_layer: FirstLayer | None = key(None, "SGD for it, undecayed; null: as the others")
     clip_grad: Positive | None = key(None, "global gradient norm limit; null is off")
     bias_lr: Positive = key(1.0, "factor on the learning rate of biases")

@@ -14,6 +14,7 @@ from deit_tract.optim.build import build_optimizer, clip_gradients
 from deit_tract.recipe.resolve import Recipe, load_recipe
 from deit_tract.schedule.learning_rate import learning_rate
 from tests.helpers.optim import lamb_float64
+from tests.helpers.recipes import NAMES
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -91,6 +92,42 @@ def test_optimizers_get_the_recipes_values():
     )
     assert sgd.defaults["momentum"] == 0.7
     assert (adamw.defaults["betas"], adamw.defaults["eps"]) == ((0.8, 0.9), 1e-5)
+
+
+@pytest.mark.parametrize("nesterov", ["true", "false"])
+def test_sgd_is_the_float64_statement(nesterov):
+    """v = m v + g; the step is lr v, with Nesterov's momentum lr (g + m v)."""
+    settings = [
+        "optim.name=sgd",
+        "optim.lr=0.1",
+        "optim.momentum=0.7",
+        f"optim.nesterov={str(nesterov).lower()}",
+    ]
+    settings.append("optim.decay_all=true")
+    model = torch.nn.Linear(3, 2)
+    sgd = build_optimizer(recipe(*settings, "optim.weight_decay=0.05").optim, model)
+    expected = model.weight.detach().double()
+    velocity = torch.zeros_like(expected)
+    for _ in range(4):
+        model.weight.grad = torch.randn_like(model.weight)
+        model.bias.grad = torch.zeros_like(model.bias)
+        gradient = model.weight.grad.double() + 0.05 * expected
+        velocity = 0.7 * velocity + gradient
+        expected = expected - 0.1 * (gradient + 0.7 * velocity if nesterov == "true" else velocity)
+        sgd.step()
+    torch.testing.assert_close(model.weight.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_sources_with_nesterovs_momentum_have_it():
+    """timm's --opt sgd has it; the CIFAR script and the detector's reference do not."""
+    for name in NAMES:
+        optim = load_recipe(name).optim
+        assert optim.nesterov == (name.startswith("transfer_") and "_sgd" in name), name
+
+
+def test_nesterovs_momentum_of_zero_is_refused():
+    with pytest.raises(UserError, match=r"optim.nesterov=true: Nesterov's momentum is 0; raise"):
+        recipe("optim.nesterov=true", "optim.momentum=0")
 
 
 def test_cosine_spans_the_run_and_warm_up_is_cut_out_of_it():

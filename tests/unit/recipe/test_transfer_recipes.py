@@ -91,6 +91,7 @@ def test_sgd_changes_optimizer_floor_and_drop_path_alone(name):
         "model.drop_path",
         "optim.lr",
         "optim.name",
+        "optim.nesterov",
         "optim.weight_decay",
         "schedule.min_lr",
     }
