@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from deit_tract.train import log
 from tests.helpers import ROOT
-from tests.helpers.processes import environment, finish, free_port, run, sets
-from tests.helpers.runs import losses, short
+from tests.helpers.processes import environment, finish, free_port
+from tests.helpers.runs import losses
 
 
 @pytest.fixture(scope="module")
@@ -92,23 +92,3 @@ def test_a_checkpoint_goes_on_at_another_stage(runs, name):
     ours = log.read_metrics(runs / name)
     assert losses(ours) == pytest.approx(losses(log.read_metrics(whole)), rel=0, abs=5e-6)
     assert apart(runs / name, whole, 20) < 1e-5
-
-
-def test_through_accelerate_launch(tmp_path):
-    """The shipped file, and the refusal of LAMB in one line."""
-    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-    launcher = [
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(ROOT / "tools" / "accelerate" / "deepspeed.yaml"),
-        "--num_processes=2",
-        f"--main_process_port={free_port()}",
-    ]
-    arguments = ["--recipe", "quickstart", "--output", str(tmp_path)]
-    adamw = sets(short(3, "optim.name=adamw", "optim.lr=1e-3"))
-    code, out, err = run(*arguments, *adamw, launcher=launcher)
-    assert code == 0, err
-    assert "on 2 process(es)" in out and out.count("finished: top1") == 1
-    code, _, err = run(*arguments, *sets(short(3)), launcher=launcher)
-    assert code != 0 and err.count("error: launch: LAMB's trust ratio needs whole tensors") == 1
