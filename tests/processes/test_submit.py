@@ -229,7 +229,8 @@ def started(job: Job, process: subprocess.Popen) -> list[int]:
 
 
 def _children(parent: int | str) -> list[str]:
-    command = ["ps", "-o", "pid=,args=", "--ppid", str(parent)]
+    # -ww: complete lines, however long the paths are
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)]
     return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
 
 
