@@ -4,10 +4,7 @@ import contextlib
 import json
 import os
 import resource
-import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
@@ -17,11 +14,10 @@ from safetensors.torch import load_file
 from deit_tract.common.errors import UserError
 from deit_tract.train import log
 from deit_tract.train.folder import Lock
-from tests.helpers import ROOT
 from tests.helpers.faults import state
 from tests.helpers.images import write_grey_photos
-from tests.helpers.processes import command, environment, finish, kill, run, sets, workers, worlds
-from tests.helpers.runs import losses, short, train
+from tests.helpers.processes import command, finish, kill, run, sets, workers, worlds
+from tests.helpers.runs import short, train
 
 
 def started(folder, overrides, step: int, processes: int = 1, timeout: float = 240):
@@ -59,34 +55,6 @@ def test_a_signal_to_one_process_saves_and_stops_all(tmp_path, processes, number
     out = worlds(tmp_path, [(name, processes, overrides) for name in ("a", "b")])
     assert out.count(f"from step {summary['steps']}") == 1
     assert state(tmp_path / "a", 60) == state(tmp_path / "b", 60)
-
-
-def test_the_exact_switch_gives_the_same_bits_on_any_number_of_processes(tmp_path):
-    """1, 2, 3, 4 and 8 processes for 8 lanes, and a run that changes from 3 to 2."""
-    overrides = short(6, "batch.exact=true", "batch.lanes=8", "save.every_steps=3", "save.keep=3")
-    inexact = [value for value in overrides if "exact" not in value]
-    jobs = [(str(processes), processes, overrides) for processes in (1, 2, 3, 4, 8)]
-    worlds(tmp_path, [*jobs, ("summed by the network", 2, inexact)])
-    shutil.copytree(tmp_path / "3", tmp_path / "3 to 2")
-    shutil.rmtree(tmp_path / "3 to 2" / "checkpoints" / "step_00000006")
-    worlds(tmp_path, [("3 to 2", 2, overrides)])
-    expected = losses(log.read_metrics(tmp_path / "1"))
-    assert len(expected) == 6
-    for name in ("2", "3", "4", "8", "3 to 2"):
-        assert state(tmp_path / name, 6) == state(tmp_path / "1", 6), name
-        assert losses(log.read_metrics(tmp_path / name)) == expected
-    assert losses(log.read_metrics(tmp_path / "summed by the network")) == pytest.approx(
-        expected, rel=0, abs=5e-6
-    )
-
-
-def test_kill_9_of_one_of_two_processes(tmp_path):
-    """One round of the script that tests/long runs with twenty."""
-    words = [sys.executable, str(ROOT / "tests" / "long" / "kill_rounds.py"), "--rounds", "1"]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "1 of 1 equal", (
-        done.stdout + done.stderr
-    )
 
 
 @pytest.mark.parametrize("rank", [0, 1])
