@@ -1,4 +1,4 @@
-"""The quickstart as a person runs it: its accuracy over seeds, and the whole run on 1, 2 and 3
+"""The quickstart as a person runs it: its accuracy over seeds, and the whole run on one and three
 processes.
 """
 
@@ -41,10 +41,9 @@ def test_95_percent_with_each_seed(seeds):
     assert len({round(value["final"]["val_loss"], 6) for value in summaries}) == 3
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_the_whole_run_is_that_of_one_process(tmp_path, seeds, processes):
+def test_the_whole_run_on_three_processes_is_that_of_one(tmp_path, seeds):
     arguments = ("--recipe", "quickstart", "--output", str(tmp_path), "--set", "log.every_steps=1")
-    code, _, err = run(*arguments, processes=processes, timeout=900)
+    code, _, err = run(*arguments, processes=3, timeout=900)
     assert code == 0, err
     ours, expected = losses(log.read_metrics(tmp_path)), losses(log.read_metrics(seeds[0]))
     assert len(ours) == len(expected) > 1000
