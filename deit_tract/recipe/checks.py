@@ -144,11 +144,6 @@ def _augment(augment: Augment, data: Data) -> Iterator[Problem]:
         yield ("augment", "rand_augment"), what, "write it as rand-m9-mstd0.5-inc1"
     if policy and data.channels != 3:
         yield ("augment", "rand_augment"), "RandAugment needs RGB images", "set it to null"
-    for key in ("crop_scale", "crop_ratio"):
-        pair = getattr(augment, key)
-        if pair and not 0 < pair[0] <= pair[1]:
-            what = f"{list(pair)} is not a range of positive numbers"
-            yield ("augment", key), what, "give [smallest, largest]"
 
 
 def _of_another_task(recipe: Recipe) -> Iterator[Problem]:

@@ -4,18 +4,46 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-Natural = Annotated[int, Field(ge=0)]
-CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
+# ---- types: each number has both limits, wide enough for whatever a person may mean -------------
+
+
+Count = Annotated[int, Field(ge=1, le=10**9)]  # of steps, images, checkpoints
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+Few = Annotated[int, Field(ge=1, le=1000)]  # of what costs time or memory each
+Many = Annotated[int, Field(ge=1, le=10**6)]
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+Classes = Annotated[int, Field(ge=1, le=100_000)]
+
 Epochs = Annotated[float, Field(gt=0, le=1e6)]
-NonNegative = Annotated[float, Field(ge=0)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-Positive = Annotated[float, Field(gt=0)]
+EpochsOrZero = Annotated[float, Field(ge=0, le=1e6)]
+Seconds = Annotated[float, Field(ge=1, le=1e6)]
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Pair = Annotated[tuple[float, float], Field(strict=False)]  # strict would refuse YAML's lists
+Percent = Annotated[float, Field(ge=0, le=100)]
+Factor = Annotated[float, Field(ge=1e-6, le=1e6)]  # on something, or a ratio
+Strength = Annotated[float, Field(ge=0, le=100)]  # 0 is off
+LearningRate = Annotated[float, Field(ge=1e-15, le=1e6)]
+LearningRateOrZero = Annotated[float, Field(ge=0, le=1e6)]
+Deviation = Annotated[float, Field(ge=1e-6, le=100)]  # of weights or pixels
+Epsilon = Annotated[float, Field(ge=1e-30, le=1)]
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("ordered", "Input should be [smallest, largest]")
+    return pair
+
+
+Items = Field(strict=False)  # strict would refuse YAML's lists for tuples
+T = TypeVar("T")
+Range = Annotated[tuple[T, T], Items, AfterValidator(_ordered)]  # [smallest, largest]
+Betas = Annotated[tuple[Fraction, Fraction], Items]
+
+# ---- sections and what is known of their keys ----------------------------------------------------
 
 
 def key(*default_and_description: Any) -> Any:
@@ -36,7 +64,6 @@ class Note:
     task: str | None = None  # the only task that reads it, or "all"; None: as its section
 
 
-T = TypeVar("T")
 Free = Annotated[T, Note(free=True)]
 ForAll = Annotated[T, Note(task="all")]
 ForClassify = Annotated[T, Note(task="classify")]

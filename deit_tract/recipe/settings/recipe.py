@@ -11,22 +11,31 @@ from pydantic import Field, PrivateAttr
 from deit_tract.recipe.datasets import TRAINABLE
 from deit_tract.recipe.optimizers import OPTIMIZERS
 from deit_tract.recipe.settings.base import (
+    Betas,
+    Classes,
     Count,
     CountOrZero,
+    Deviation,
     Epochs,
+    EpochsOrZero,
+    Epsilon,
+    Factor,
+    Few,
     ForAll,
     ForClassify,
     ForDetect,
     Fraction,
     Free,
     KeyPath,
-    Natural,
-    NonNegative,
-    Pair,
+    LearningRate,
+    LearningRateOrZero,
     Percent,
-    Positive,
+    Pixels,
     Probability,
+    Range,
+    Seconds,
     Section,
+    Strength,
     key,
 )
 from deit_tract.recipe.settings.detect import FasterRcnn
@@ -45,7 +54,7 @@ HEADLINES = {"classify": Headline("top1", "top-1"), "detect": Headline("map07", 
 class Model(Section):
     name: str = key("timm model name; task detect: fasterrcnn_vgg16")
     args: dict[str, Any] = key({}, "of timm.create_model; task detect: width (64), fc (4096)")
-    class_token_std: ForClassify[Positive | None] = key(
+    class_token_std: ForClassify[Deviation | None] = key(
         None, "of the class token's init; null: timm's, 1e-6"
     )
     pretrained: bool = key(False, "needs weights: finetune.py --checkpoint")
@@ -59,7 +68,7 @@ class Model(Section):
     drop_path_mode: ForClassify[Literal["mask", "subset"]] = key(
         "mask", "mask: each sample drops at the rate; subset: a fixed share of a lane, not computed"
     )
-    tract: Positive | None = key(None, "TrAct's lambda on the first layer; null trains it as usual")
+    tract: Factor | None = key(None, "TrAct's lambda on the first layer; null trains it as usual")
     tract_gram: Literal["lane", "batch"] = key(
         "lane", "TrAct's Gram matrix: per lane (the paper) or batch"
     )
@@ -71,12 +80,16 @@ class Model(Section):
 class Data(Section):
     name: Literal[*TRAINABLE] = key("data set")
     dir: Free[str | None] = key(None, "its folder; usually given as --data-dir")
-    image_size: Count = key("px, height and width that the model sees; task detect: shorter side")
+    image_size: Pixels = key("px, height and width that the model sees; task detect: shorter side")
     channels: Literal[1, 3] = key(3, "1: greyscale, 3: RGB")
-    classes: Count = key("number of classes, checked against the data")
-    mean: list[float] = key([0.485, 0.456, 0.406], "per channel, in [0, 1], subtracted")
-    std: list[Positive] = key([0.229, 0.224, 0.225], "per channel, divided by")
-    workers: Free[Annotated[int, Field(ge=0, le=1024)]] = key(4, "loaders per process")
+    classes: Classes = key("number of classes, checked against the data")
+    mean: Annotated[list[Probability], Field(max_length=3)] = key(
+        [0.485, 0.456, 0.406], "per channel, in [0, 1], subtracted"
+    )
+    std: Annotated[list[Deviation], Field(max_length=3)] = key(
+        [0.229, 0.224, 0.225], "per channel, divided by"
+    )
+    workers: Free[Annotated[int, Field(ge=0, le=256)]] = key(4, "loaders per process")
     resident: ForClassify[Free[bool]] = key(
         False, "images stay on the device as one uint8 tensor; supports only crop_padding, flip"
     )
@@ -84,18 +97,23 @@ class Data(Section):
         "exact", "training images: PIL to the last bit, or faster resizes that round otherwise"
     )
     verify: Free[bool] = key(True, "require the official counts; false accepts a part")
-    skip_unreadable: Free[Natural] = key(
+    skip_unreadable: Free[CountOrZero] = key(
         0, "replace up to N unreadable training images; one more aborts the run"
     )
 
 
+Lanes = Annotated[int, Field(ge=1, le=2**16)]
+
+
 class Batch(Section):
-    size: Count = key("images per optimizer step over all processes, with repeats")
-    lanes: Count = key("parts of a batch, each with its own mixup draw, drop path, Gram matrix")
+    size: Annotated[int, Field(ge=1, le=2**20)] = key(
+        "images per optimizer step over all processes, with repeats"
+    )
+    lanes: Lanes = key("parts of a batch, each with its own mixup draw, drop path, Gram matrix")
     exact: bool = key(
         False, "sum gradients in the lanes' order: same bits on any number of processes; slow"
     )
-    lanes_per_forward: ForClassify[Free[Count | Literal["auto"]]] = key(
+    lanes_per_forward: ForClassify[Free[Lanes | Literal["auto"]]] = key(
         "auto", "lanes that share a forward pass, same up to rounding; auto: as many as fill a GPU"
     )
 
@@ -105,33 +123,41 @@ class Batch(Section):
 
 
 class Affine(Section):
-    degrees: NonNegative = key(0.0, "largest rotation either way")
+    degrees: Annotated[float, Field(ge=0, le=180)] = key(0.0, "largest rotation either way")
     translate: Fraction = key(0.0, "largest shift as a fraction of the image")
-    scale: Pair = key((1.0, 1.0), "range of the zoom factor")
+    scale: Range[Annotated[float, Field(ge=0.01, le=100)]] = key(
+        (1.0, 1.0), "range of the zoom factor"
+    )
 
 
 class Augment(Section):
-    repeats: ForAll[Count] = key(1, "repeated augmentation: views of an image per epoch's order")
-    crop_scale: Pair | None = key(None, "area range of a random resized crop; null: none")
-    crop_padding: CountOrZero = key(
+    repeats: ForAll[Few] = key(1, "repeated augmentation: views of an image per epoch's order")
+    crop_scale: Range[Annotated[float, Field(ge=1e-4, le=1)]] | None = key(
+        None, "area range of a random resized crop; null: none"
+    )
+    crop_padding: Annotated[int, Field(ge=0, le=1024)] = key(
         0, "px added on each side before a random crop, without crop_scale"
     )
     crop_fill: Literal["reflect", "zero"] = key(
         "reflect", "what crop_padding adds: the image, or black"
     )
-    crop_ratio: Pair = key((3 / 4, 4 / 3), "aspect range of a random resized crop")
+    crop_ratio: Range[Annotated[float, Field(ge=0.01, le=100)]] = key(
+        (3 / 4, 4 / 3), "aspect range of a random resized crop"
+    )
     interpolation: Literal["bicubic", "bilinear"] = key("bicubic", "of every resize and warp")
     flip: ForAll[Probability] = key(0.0, "probability of a horizontal flip")
     affine: Affine | None = key(None, "random rotation, shift and zoom")
     rand_augment: str | None = key(None, "timm's RandAugment policy, as rand-m9-mstd0.5-inc1")
     auto_augment: Literal["cifar10"] | None = key(None, "AutoAugment's policy found on a data set")
     three_augment: bool = key(False, "one of greyscale, solarize, blur on every image (DeiT-III)")
-    color_jitter: NonNegative = key(0.0, "strength for brightness, contrast and saturation")
+    color_jitter: Annotated[float, Field(ge=0, le=10)] = key(
+        0.0, "strength for brightness, contrast and saturation"
+    )
 
 
 class Mix(Section):
-    mixup: NonNegative = key(0.0, "alpha of mixup's Beta distribution; 0 is off")
-    cutmix: NonNegative = key(0.0, "alpha of cutmix's Beta distribution; 0 is off")
+    mixup: Strength = key(0.0, "alpha of mixup's Beta distribution; 0 is off")
+    cutmix: Strength = key(0.0, "alpha of cutmix's Beta distribution; 0 is off")
     prob: Probability = key(1.0, "probability that a lane is mixed at all")
     switch_prob: Probability = key(0.5, "probability of cutmix when both are on")
 
@@ -142,24 +168,24 @@ class Loss(Section):
 
 
 class FirstLayer(Section):
-    lr: Positive = key("its peak learning rate, on the schedule of optim.lr")
+    lr: LearningRate = key("its peak learning rate, on the schedule of optim.lr")
     momentum: Fraction = key(0.9, "its momentum")
 
 
 class Optim(Section):
     name: Literal[*OPTIMIZERS] = key("optimizer")
-    lr: Positive = key("peak learning rate, not scaled by the batch size")
-    weight_decay: NonNegative = key(
+    lr: LearningRate = key("peak learning rate, not scaled by the batch size")
+    weight_decay: Strength = key(
         0.0, "on tensors of 2 and more dimensions, except the model's skips"
     )
     decay_all: bool = key(False, "weight decay on every parameter, as torch's optimizers do")
-    betas: Pair = key((0.9, 0.999), "all but sgd")
-    eps: Positive = key(1e-8, "all but sgd")
+    betas: Betas = key((0.9, 0.999), "all but sgd")
+    eps: Epsilon = key(1e-8, "all but sgd")
     momentum: Fraction = key(0.9, "sgd")
     nesterov: bool = key(False, "sgd: Nesterov's momentum")
     first_layer: FirstLayer | None = key(None, "SGD for it, undecayed; null: as the others")
-    clip_grad: Positive | None = key(None, "global gradient norm limit; null is off")
-    bias_lr: Positive = key(1.0, "factor on the learning rate of biases")
+    clip_grad: Factor | None = key(None, "global gradient norm limit; null is off")
+    bias_lr: Factor = key(1.0, "factor on the learning rate of biases")
 
 
 class Schedule(Section):
@@ -167,14 +193,14 @@ class Schedule(Section):
         "cosine", "the cosine spans the complete run"
     )
     milestones: list[Epochs] = key([], "epochs after which multistep multiplies the learning rate")
-    gamma: Positive = key(0.1, "multistep's factor")
+    gamma: Annotated[float, Field(ge=1e-6, le=1)] = key(0.1, "multistep's factor")
     epochs: Epochs | None = key(None, "length of the run, or")
     steps: Count | None = key(None, "length of the run")
-    warmup_epochs: Annotated[float, Field(ge=0, le=1e6)] | None = key(None, "linear warm-up, or")
+    warmup_epochs: EpochsOrZero | None = key(None, "linear warm-up, or")
     warmup_steps: CountOrZero | None = key(None, "linear warm-up")
     update: Literal["step", "epoch"] = key("step", "epoch: one lr each, one epoch late, as DeiT")
-    warmup_lr: NonNegative = key(0.0, "learning rate at step 0 of the warm-up")
-    min_lr: NonNegative = key(0.0, "floor of the cosine")
+    warmup_lr: LearningRateOrZero = key(0.0, "learning rate at step 0 of the warm-up")
+    min_lr: LearningRateOrZero = key(0.0, "floor of the cosine")
 
 
 class Precision(Section):
@@ -191,11 +217,13 @@ class Ema(Section):
 class Evaluate(Section):
     every_epochs: Epochs | None = key(None, "and always at the end, or")
     every_steps: Count | None = key(None, "and always at the end")
-    batch_size: Free[Count] = key(256, "images per process and forward")
-    crop: ForClassify[Annotated[float, Field(gt=0, le=1)]] = key(
+    batch_size: Free[Annotated[int, Field(ge=1, le=2**20)]] = key(
+        256, "images per process and forward"
+    )
+    crop: ForClassify[Annotated[float, Field(ge=0.05, le=1)]] = key(
         1.0, "centre crop, share of the side"
     )
-    pictures: ForDetect[Free[Natural]] = key(0, "images drawn with detections")
+    pictures: ForDetect[Free[CountOrZero]] = key(0, "images drawn with detections")
 
 
 class Save(Section):
@@ -208,12 +236,12 @@ class Save(Section):
 class Log(Section):
     every_steps: Count = key(50, "steps between two log lines; each waits for the GPU")
     trackers: list[Literal["tensorboard"]] = key([], "besides metrics.jsonl")
-    peak_tflops: Positive | None = key(None, "of a device, for MFU; null: of known GPUs")
+    peak_tflops: Factor | None = key(None, "of a device, for MFU; null: of known GPUs")
     profile: Count | None = key(None, "first of three steps that a profiler trace records")
 
 
 class Faults(Section):
-    timeout: Positive = key(600.0, "seconds until a silent process is named and the run ends")
+    timeout: Seconds = key(600.0, "seconds until a silent process is named and the run ends")
     skip_steps: list[Count] = key([], "logged steps whose batch and update are skipped")
 
 

@@ -112,6 +112,8 @@ def test_all_mistakes_of_a_file_at_once_each_with_line_and_hint(write):
         ("optim=5", "'optim' is a section; set one of its keys"),
         ("batch.size=true", "'batch.size' must be a valid integer, not true"),
         ("batch.size=2.5", "'batch.size' must be a valid integer, not 2.5"),
+        ("augment.affine.scale=[2, 1]", "must be [smallest, largest], not [2, 1]"),
+        ("optim.betas=[1.5, 0.9]", "'optim.betas.0' must be less than 1, not 1.5"),
         ("optim.lr=1e999", "'optim.lr' must be a finite number, not Infinity"),
         ("augment.flip=1.5", "'augment.flip' must be less than or equal to 1, not 1.5"),
         ("batch.size=9", "9 images do not divide into 2 lanes; try 8 or 10"),
@@ -247,3 +249,24 @@ def test_schema_is_the_committed_one_and_knows_every_field():
 def test_every_field_says_what_it_is():
     for path, field in fields(Recipe):
         assert field.description, path
+
+
+def numbers(node, place: str = ""):
+    """Every number of a JSON schema that is not one of a few fixed values, with its place."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from numbers(item, f"{place}.{index}")
+    elif isinstance(node, dict):
+        if node.get("type") in ("integer", "number") and "enum" not in node:
+            yield place, node
+        for name, item in node.items():
+            if name not in ("default", "enum"):
+                yield from numbers(item, f"{place}.{name}")
+
+
+def test_every_number_has_a_lower_and_an_upper_limit():
+    found = dict(numbers(schema()))
+    assert len(found) > 70 and any("prefixItems" in place for place in found)
+    for place, number in found.items():
+        assert number.keys() & {"minimum", "exclusiveMinimum"}, place
+        assert number.keys() & {"maximum", "exclusiveMaximum"}, place
