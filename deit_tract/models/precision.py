@@ -1,6 +1,7 @@
 """Mixed precision: what `precision.autocast` means on this machine."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -22,8 +23,38 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager:
     """Return the mixed precision of a forward pass, for a recipe that went through
     `resolve_precision`.
     """
-    kind = recipe.precision.autocast
+    return _autocast(recipe.precision.autocast, device)
+
+
+def _autocast(kind: str | None, device: torch.device) -> AbstractContextManager:
     return nullcontext() if kind is None else torch.autocast(device.type, DTYPES[kind])
+
+
+@contextmanager
+def evaluating(
+    net: nn.Module, kind: str | None, device: torch.device
+) -> Iterator[Callable[[], AbstractContextManager]]:
+    """Put a model into eval mode; yields the context for each of its forward passes.
+
+    kind: "bf16", "fp16", or None for float32. The run's own evaluations and the tools share it, so
+    that a run's numbers come back to the last bit.
+    """
+    if kind == "bf16" and device.type == "cpu":
+        explicit_attention(net)  # as the engine has it in training
+
+    @contextmanager
+    def forward_pass() -> Iterator[None]:
+        # a compiled model would be compiled again, for this mode and the last batch's size
+        eager = torch.compiler.set_stance("force_eager")
+        with torch.inference_mode(), _autocast(kind, device), eager:
+            yield
+
+    was_training = net.training
+    net.eval()
+    try:
+        yield forward_pass
+    finally:
+        net.train(was_training)
 
 
 def this_device() -> Device:

@@ -75,7 +75,7 @@ def evaluate_trained(request: Request) -> str | None:
     own = resolve_precision(recipe).precision.autocast if recipe else None
     precision = request.precision or own or "float32"
     accelerator = start_processes(precision)
-    found = _measure(results, model, accelerator)
+    found = _measure(results, model, accelerator, None if precision == "float32" else precision)
     about = {
         "source": request.source,
         "model": model.name,
@@ -222,7 +222,7 @@ class DetectorResults:
 
 
 def _measure(
-    results: ClassifierResults | DetectorResults, model: Trained, accelerator
+    results: ClassifierResults | DetectorResults, model: Trained, accelerator, precision: str | None
 ) -> dict[str, Any]:
     """Every number that is asked for, the same on every process; writes nothing."""
     evaluator = results.evaluator
@@ -232,6 +232,6 @@ def _measure(
     with tqdm(total=mine, unit=" images", unit_scale=True, disable=hidden) as bar:
         net = model.net.to(accelerator.device)
         begin = time.perf_counter()
-        metrics = evaluate(evaluator, net, accelerator, accelerator.autocast, progress=bar.update)
+        metrics = evaluate(evaluator, net, accelerator, precision, progress=bar.update)
         seconds = time.perf_counter() - begin
     return {"count": count} | metrics | {"images_per_s": count / seconds} | results.details()

@@ -1,7 +1,6 @@
 """Exact evaluation: every sample counted once, whatever the number of processes."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,28 @@ from deit_tract.common.errors import UserError
 from deit_tract.data.feed import make_feed
 from deit_tract.data.stream import Once
 from deit_tract.evaluators.evaluator import Evaluator
+from deit_tract.models.precision import evaluating
 
 
 def start_processes(precision: str) -> Accelerator:
     """The Accelerator of an evaluation by itself. UserError if its device lacks the precision."""
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--precision", "fp16 needs a CUDA GPU", "give --precision float32 or bf16")
-    mixed = "no" if precision == "float32" else precision
-    return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed)
+    return Accelerator(cpu=not torch.accelerator.is_available())  # `evaluating` casts
 
 
-@torch.inference_mode()
 def evaluate(
     evaluator: Evaluator,
     model: nn.Module,
     accelerator: Accelerator,
-    cast: Callable[[], AbstractContextManager],
+    precision: str | None,
     folder: Path | None = None,
     progress: Callable[[int], object] = lambda samples: None,
 ) -> dict[str, Any]:
     """An evaluator's metrics of a model without wrappers, the same on every process.
 
-    Process r takes samples r, r + processes, ...; nothing is padded. Each forward pass is in a
-    context `cast()`. `folder` takes the evaluator's report, `progress` is told the number of
+    Process r takes samples r, r + processes, ...; nothing is padded. precision: "bf16", "fp16", or
+    None for float32. `folder` takes the evaluator's report, `progress` is told the number of
     samples after each batch.
     """
     count = len(evaluator.source.images)
@@ -44,17 +42,14 @@ def evaluate(
     feed = make_feed(evaluator.source, order, [rank], evaluator.workers, accelerator.device)
     totals: dict[str, Tensor] = {}
     records: list = []
-    was_training = model.training
-    model.eval()
-    for batch in feed.batches(range(order.steps(rank))):
-        # a compiled model would be compiled again, for this mode and the last batch's size
-        with cast(), torch.compiler.set_stance("force_eager"):
-            sums = evaluator.measure(model, batch)
-        records += sums.pop("records", [])
-        for name, value in sums.items():
-            totals[name] = totals[name] + value.float() if name in totals else value.float()
-        progress(len(batch["image"]))
-    model.train(was_training)
+    with evaluating(model, precision, accelerator.device) as forward_pass:
+        for batch in feed.batches(range(order.steps(rank))):
+            with forward_pass():
+                sums = evaluator.measure(model, batch)
+            records += sums.pop("records", [])
+            for name, value in sums.items():
+                totals[name] = totals[name] + value.float() if name in totals else value.float()
+            progress(len(batch["image"]))
     sums = _added_up(totals, accelerator)
     sums["records"] = in_order(_shares(records, accelerator))
     assert sums["count"] == count, f"evaluated {sums['count']} of {count} samples"

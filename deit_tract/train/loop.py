@@ -20,7 +20,7 @@ from deit_tract.engine.batch_norm import RunningStatistics
 from deit_tract.engine.launch import launch, prepare
 from deit_tract.engine.processes import Stop, on_all, on_main
 from deit_tract.evaluators import build_evaluators
-from deit_tract.models.precision import autocast, resolve_precision
+from deit_tract.models.precision import resolve_precision
 from deit_tract.plan.lanes import lanes_per_forward
 from deit_tract.recipe.launch import lanes_of
 from deit_tract.recipe.settings.recipe import Recipe
@@ -245,7 +245,7 @@ class Run:
         models = {"": self.engine.full_model()}
         for name, average in self.averages.items():
             models[f"{name}_"] = average.module
-        cast = partial(autocast, self.recipe, self.accelerator.device)
+        precision = self.recipe.precision.autocast
         folder = self.folder / "evaluations" / f"step_{self.step:08d}"
         metrics: dict[str, Any] = {}
         for evaluator in self.evaluators:
@@ -256,7 +256,7 @@ class Run:
             place = folder if first else folder / evaluator.name
             for kind, model in models.items():
                 shown = None if kind else place
-                found = evaluate(evaluator, model, self.accelerator, cast, shown)
+                found = evaluate(evaluator, model, self.accelerator, precision, shown)
                 metrics |= {prefix + kind + name: value for name, value in found.items()}
         return metrics
 

@@ -24,6 +24,7 @@ from tests.helpers.evaluate_tool import (
     refused,  # noqa: F401 - a fixture
     thousand,  # noqa: F401 - a fixture
 )
+from tests.helpers.runs import short, train
 
 # ---- a run's own numbers -------------------------------------------------------------------------
 
@@ -48,6 +49,16 @@ def test_a_runs_numbers_come_back_to_the_last_bit(evaluate, digits):
             same(found, records[step], prefix) and found["step"] == step and found["count"] == 360
         )
         assert f"top-1 {found['top1']:.2f} %" in out and found["images_per_s"] > 0
+
+
+def test_a_bf16_runs_numbers_come_back_to_the_last_bit(evaluate, tmp_path):
+    bf16 = ("precision.autocast=bf16", "model.args.depth=2", "ema.decay=0.5")
+    record = train(tmp_path / "run", *short(3, *bf16))[-1]
+    for prefix, options in (("", ()), ("ema_", ("--ema",))):
+        _, found = evaluate(tmp_path / "run", *options)
+        assert same(found, record, prefix) and found["precision"] == "bf16"
+    exact = evaluate(tmp_path / "run", "--precision", "float32")[1]
+    assert exact["val_loss"] != record["val_loss"]
 
 
 def deit_names(state: dict) -> dict:
