@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 
 from deit_tract.common.errors import UserError, UserErrors
-from deit_tract.common.text import nearest, short
+from deit_tract.common.text import nearest, plural, short
 from deit_tract.recipe import catalogue, published, source
 from deit_tract.recipe.checks import check_recipe
 from deit_tract.recipe.settings.base import fields
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.recipe.source import KeyPath, Value, Values
+
+SHOWN = 20  # mistakes that are explained one by one
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), data_dir: str | None = None) -> Recipe:
@@ -50,19 +52,30 @@ def _add_published(values: Values, errors: list[UserError]) -> Values:
 
 def _validate(values: Values, entry: catalogue.Entry, errors: list[UserError]) -> Recipe:
     where = source.display(entry.path)
+    origins = {key: value.origin for key, value in values.items()}
     try:
         recipe = Recipe.model_validate(_nest(values))
     except ValidationError as error:
-        found = [_explain_error(one, values, where) for one in error.errors()]
-        raise UserErrors(errors + found) from None
-    origins = {key: value.origin for key, value in values.items()}
-    for key, what, instead in check_recipe(recipe):
+        found = error.errors()
+        errors += [_explain_error(one, origins, where) for one in found[:SHOWN]]
+        raise UserErrors(errors + _others(found, where)) from None
+    problems = list(check_recipe(recipe))
+    for key, what, instead in problems[:SHOWN]:
         errors.append(UserError(_place(key, origins, where), what, instead))
+    errors += _others(problems, where)
     if errors:
         raise UserErrors(errors)
     recipe._name = entry.name
     recipe._origins = origins
     return recipe
+
+
+def _others(found: list, where: str) -> list[UserError]:
+    """What is left of the mistakes after the first, each of which took a search to explain."""
+    others = len(found) - SHOWN
+    if others <= 0:
+        return []
+    return [UserError(where, f"{plural(others, 'more mistake')}", "correct those above first")]
 
 
 def _nest(values: Values) -> dict:
@@ -75,11 +88,11 @@ def _nest(values: Values) -> dict:
     return tree
 
 
-def _explain_error(error: dict, values: Values, where: str) -> UserError:
+def _explain_error(error: dict, origins: dict[KeyPath, str], where: str) -> UserError:
     """Turn one pydantic error into a line: where, what, what instead."""
     path = tuple(str(key) for key in error["loc"])
     key = ".".join(path)
-    place = _place(path, {path: value.origin for path, value in values.items()}, where)
+    place = _place(path, origins, where)
     if error["type"] == "extra_forbidden":
         return UserError(place, f"no such key '{short(key)}'", _suggest(path))
     if error["type"] == "missing":

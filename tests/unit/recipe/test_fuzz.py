@@ -70,6 +70,16 @@ def test_what_would_never_end_is_refused_at_once(tmp_path):
     assert "not valid YAML" in refusal(write(tmp_path, "about: " + "[" * 100_000))
 
 
+def test_thousands_of_mistakes_are_answered_at_once(tmp_path):
+    """The first ones are explained, the others counted: each explanation takes a search."""
+    unknown = "".join(f"a_key_that_is_not_there_{i}: 1\n" for i in range(5000))
+    with at_most(10), pytest.raises(UserError) as error:
+        load_recipe(write(tmp_path, "base: quickstart\nsed: 1\n" + unknown))
+    lines = str(error.value).splitlines()
+    assert lines[0].endswith("mine.yaml:2: no such key 'sed'; did you mean 'seed'?")
+    assert len(lines) == 21 and "4,981 more mistakes" in lines[-1]
+
+
 def test_a_recipe_loads_no_weights_of_its_own():
     for key in ("pretrained=true", "checkpoint_path=a.pth", "pretrained_cfg={file: a.pth}"):
         assert "a recipe loads no weights" in refusal("quickstart", [f"model.args.{key}"])
