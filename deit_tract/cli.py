@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deit_tract.common.errors import UserError
+from deit_tract.common.text import short
 from deit_tract.recipe import listing
 from deit_tract.recipe.describe import explain, schema
 from deit_tract.recipe.resolve import Recipe, load_recipe
@@ -30,6 +31,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError("command line", message, "see --help")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse; text that could be neither printed nor kept in a file is refused."""
+        for text in sys.argv[1:] if args is None else args:
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                what = f"'{short(text)}' is not UTF-8"
+                raise UserError("command line", what, "rename what it names")
+        return super().parse_known_args(args, namespace)
 
 
 def _parser(description: str, finetune: bool) -> Parser:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from deit_tract.cli import Parser, script
+from deit_tract.results.arguments import add_shared, path, whole
 from tools.benches import data, files, optimizer, resident, step, tract
 from tools.benches.measure import header
 
@@ -46,13 +47,20 @@ def parser() -> Parser:
 
     benches = "; ".join(f"{name}: {what}" for name, what in BENCHES.items())
     add("bench", benches, choices=[*BENCHES, "all"])
-    add("--rounds", "times every variant is measured (default: 5 to 11)", type=int)
+    rounds = "times every variant is measured, for quartiles (default: 5 to 11)"
+    add("--rounds", rounds, metavar="N", type=whole("--rounds", 2, 10_000))
     add("--only", "cases whose name contains one of these", nargs="+", metavar="WORD")
-    add("--images", "data, files: JPEGs (default: 200 made ones)", type=Path, metavar="DIR")
+    add(
+        "--images",
+        "data, files: JPEGs (default: 200 made ones)",
+        type=path("--images"),
+        metavar="DIR",
+    )
     add("--compile", "step: also compiled, as always on a GPU", action="store_true")
-    add("--data-dir", "resident: CIFAR-10, or class folders of 32 px images", metavar="DIR")
+    images = "resident: CIFAR-10, or class folders of 32 px images"
+    add_shared(arguments, "--data-dir", help=images)
     add("--data", "resident: what is there", default="cifar10", choices=("cifar10", "folder"))
-    add("--json", "also write all figures there", type=Path, metavar="FILE")
+    add_shared(arguments, "--json")
     return arguments
 
 
@@ -61,8 +69,6 @@ def main() -> None:
     names = [arguments.bench]
     if arguments.bench == "all":
         names = [name for name in BENCHES if name != "resident" or arguments.data_dir]
-    if arguments.rounds is not None and arguments.rounds < 2:
-        parser().error("--rounds: quartiles need two or more")
     if "resident" in names and not arguments.data_dir:
         parser().error("resident needs --data-dir DIR")
     torch.set_num_threads(1)

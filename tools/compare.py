@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from deit_tract.cli import Parser, script
 from deit_tract.common.errors import UserError
 from deit_tract.recipe import published
+from deit_tract.results.arguments import PICTURES, new_file, path
 from deit_tract.results.compare import comparison
 from deit_tract.results.plot import plot
 from deit_tract.results.runs import Group, grouped, read_runs
@@ -26,10 +27,11 @@ def parser() -> Parser:
     def add(option: str, help: str, **how) -> None:
         arguments.add_argument(option, help=help, **how)
 
-    add("runs", "a run's folder", metavar="RUN", nargs="+", type=Path)
+    add("runs", "a run's folder", metavar="RUN", nargs="+", type=path("RUN"))
     key = "key of deit_tract/recipe/published.yaml (default: the recipes')"
     add("--published", key, metavar="KEY")
-    add("--plot", "draw the curves", metavar="FILE.png", type=Path)
+    picture = new_file("--plot", *PICTURES)
+    add("--plot", "draw the curves", metavar="FILE.png", type=picture)
     return arguments
 
 

@@ -19,9 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deit_tract.cli import Parser, script
+from deit_tract.results.arguments import PICTURES, add_shared, given, new_file, path
 from deit_tract.results.evaluation import DATA, Request, evaluate_trained
-
-PRECISIONS = ("float32", "bf16", "fp16")
 
 
 def parser() -> Parser:
@@ -34,29 +33,22 @@ def parser() -> Parser:
         "source",
         "a run, a checkpoint or exported folder, a file of weights, timm's",
         metavar="RUN|FILE|timm:NAME",
+        type=given("source"),
     )
     add("--data", "data set (default: the run's own)", choices=DATA)
-    add("--data-dir", "the folder that holds it", metavar="DIR")
-    add("--no-verify", "accept a part of a data set", action="store_true")
+    add_shared(arguments, "--data-dir", "--no-verify")
     real = "ReaL's real.json: also count any of its labels as right (imagenet)"
-    add("--real", real, metavar="FILE", type=Path)
-    add("--model", "timm's name of what FILE holds, or", metavar="NAME")
-    add("--recipe", "the recipe that FILE was trained by", metavar="NAME|FILE")
-    step = "the run's checkpoint of this step (default: the newest)"
-    add("--step", step, metavar="N", type=int)
-    add("--ema", "the run's averaged weights", action="store_true")
-    add("--image-size", "instead of the model's own", metavar="PX", type=int)
-    crop = "centre crop as a fraction of the resized side"
-    add("--crop", crop, metavar="FRACTION", type=float)
-    add("--precision", "default: the run's own, else float32", choices=PRECISIONS)
-    add("--batch-size", "images per process and forward pass", metavar="N", type=int)
-    add("--workers", "loader processes per process", metavar="N", type=int)
+    add("--real", real, metavar="FILE", type=path("--real"))
+    add_shared(arguments, "--model", "--recipe", "--step", "--ema", "--image-size", "--crop")
+    add_shared(arguments, "--precision", "--batch-size", "--workers")
     table = "a table of the classes, printed or as a file"
-    add("--per-class", table, metavar="FILE.csv", nargs="?", const="")
+    csv = new_file("--per-class", ".csv", hint="put RUN before the options")
+    add("--per-class", table, metavar="FILE.csv", nargs="?", const=True, default=False, type=csv)
     calibration = "expected calibration error, 15 bins of the softmax confidence"
     add("--calibration", calibration, action="store_true")
-    add("--confusion", "draw which class is taken for which", metavar="FILE.png", type=Path)
-    add("--json", "everything as JSON", metavar="FILE", type=Path)
+    picture = new_file("--confusion", *PICTURES)
+    add("--confusion", "draw which class is taken for which", metavar="FILE.png", type=picture)
+    add_shared(arguments, "--json")
     return arguments
 
 

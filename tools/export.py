@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from deit_tract.cli import Parser, script
 from deit_tract.common.errors import UserError
 from deit_tract.results import export, hub
+from deit_tract.results.arguments import add_shared, new_folder, path
 from deit_tract.results.card import model_card
 from deit_tract.results.trained import Choice, load_trained
 from deit_tract.train.weights_source import recipe_of_run
@@ -29,11 +30,10 @@ def parser() -> Parser:
     def add(option: str, help: str, **how) -> None:
         arguments.add_argument(option, help=help, **how)
 
-    add("run", "a run's folder", metavar="RUN", type=Path)
+    add("run", "a run's folder", metavar="RUN", type=path("RUN"))
     place = "new, empty, or an earlier export, which is replaced"
-    add("folder", place, metavar="DIR", type=Path)
-    add("--ema", "the averaged weights", action="store_true")
-    add("--step", "the checkpoint of this step (default: the newest)", metavar="N", type=int)
+    add("folder", place, metavar="DIR", type=new_folder("DIR"))
+    add_shared(arguments, "--step", "--ema")
     add("--onnx", "also write model.onnx", action="store_true")
     add("--push", "upload the folder to the Hugging Face hub", metavar="USER/NAME")
     return arguments

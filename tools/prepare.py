@@ -35,6 +35,7 @@ from deit_tract.data.sets.official import changed_files, download, folder_of
 from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Data
+from deit_tract.results.arguments import MOST_WORKERS, add_shared, given, path
 
 # voc is any set in VOC's layout, whose classes only a recipe tells
 SETS = {name: facts for name, facts in DATASETS.items() if facts.on_disk and name != "voc"}
@@ -155,12 +156,6 @@ def fix_val(root: Path, labels: Path) -> None:
     print(f"{folder}: {moved:,} images moved into class folders", flush=True)
 
 
-def _workers(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of processes")
-    return int(text)
-
-
 def parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.set_defaults(download=False, fix_val=None)
@@ -168,14 +163,13 @@ def parser() -> Parser:
     for name, facts in SETS.items():
         one = sets.add_parser(name, help=facts.title, description=f"Check {facts.title}.")
         where = f"where {facts.folder}/ lies" if facts.folder else "where the set lies"
-        one.add_argument("dir", metavar="DIR", help=where)
-        help = "processes that decode"
-        one.add_argument("--workers", metavar="N", type=_workers, default=os.cpu_count(), help=help)
+        one.add_argument("dir", metavar="DIR", type=given("DIR"), help=where)
+        add_shared(one, "--workers", default=min(os.cpu_count() or 1, MOST_WORKERS))
         help = "only classes and counts, no image is opened"
         one.add_argument("--quick", action="store_true", help=help)
         if name == "imagenet":
             help = "`filename synset` lines or the devkit's folder: first sort DIR/val by class"
-            one.add_argument("--fix-val", metavar="LABELS", type=Path, help=help)
+            one.add_argument("--fix-val", metavar="LABELS", type=path("--fix-val"), help=help)
         if facts.folder:
             help = "first fetch what is not there from its authors"
             one.add_argument("--download", action="store_true", help=help)

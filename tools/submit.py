@@ -25,12 +25,17 @@ import yaml
 
 from deit_tract.cli import Parser, script
 from deit_tract.common.errors import UserError
+from deit_tract.common.text import short
 from deit_tract.recipe.launch import check_launch, read_launch
 from deit_tract.recipe.resolve import Recipe, load_recipe
+from deit_tract.results.arguments import add_shared, given, path, whole
 
 NODES = ROOT / "tools" / "accelerate" / "nodes.yaml"
 # The script below its variables. No value is put into it, so that nothing in it needs quoting.
 BODY = ROOT / "tools" / "submit.sh"
+PART = r"[0-9]{1,19}(-[0-9]{1,19}(:0*[1-9][0-9]{0,9})?)?"  # of --array
+LAST_SEED = 4_000_000  # the largest index that SLURM knows
+MOST_SEEDS = 10_000
 # Keys of an Accelerate config's deepspeed_config and the variables that they become
 DEEPSPEED = {
     "zero_stage": "ZERO_STAGE",
@@ -51,24 +56,29 @@ def parser() -> Parser:
     arguments = Parser(description=__doc__)
     add = arguments.add_argument
     recipe = "a recipe of recipes/ by name, or a YAML file"
-    add("--recipe", metavar="NAME|FILE", required=True, help=recipe)
+    add_shared(arguments, "--recipe", required=True, help=recipe)
     add("--finetune", action="store_true", help="run finetune.py, with --checkpoint")
-    add("--checkpoint", metavar="RUN|FILE|timm:NAME", help="weights to start from")
-    add("--data-dir", metavar="DIR", help="the data set's folder on the nodes")
-    add("--output", metavar="DIR", type=Path, help="the run's folder (default: runs/RECIPE)")
+    weights = {"metavar": "RUN|FILE|timm:NAME", "type": given("--checkpoint")}
+    add("--checkpoint", **weights, help="weights to start from")
+    add_shared(arguments, "--data-dir", help="the data set's folder on the nodes")
+    output = "the run's folder (default: runs/RECIPE)"
+    add("--output", metavar="DIR", type=path("--output"), help=output)
     override = {"metavar": "section.key=value", "action": "append", "default": []}
     add("--set", **override, help="override a value; may be repeated")
-    number = {"metavar": "N", "type": _positive}
-    add("--nodes", **number, required=True, help="nodes, one launcher on each")
-    gpus = "GPUs and processes per node (default: 8)"
-    add("--gpus-per-node", **number, default=8, help=gpus)
-    add("--cpus-per-task", **number, help="CPUs per node (default: each process and its loaders)")
+
+    def number(option: str, high: int, help: str, **how) -> None:
+        add(option, metavar="N", type=whole(option, 1, high), help=help, **how)
+
+    number("--nodes", 2**16, "nodes, one launcher on each", required=True)
+    number("--gpus-per-node", 128, "GPUs and processes per node (default: 8)", default=8)
+    cpus = "CPUs per node (default: each process and its loaders)"
+    number("--cpus-per-task", 2**16, cpus)
     array = "one job per seed, as 0-4 or 0,1,2 (0-9%%2: two at a time), in OUTPUT/seedS"
     add("--array", metavar="SEEDS", help=array)
     config = f"for accelerate (default: {_short(NODES)})"
-    add("--config-file", metavar="FILE", type=Path, default=NODES, help=config)
-    grace = {"metavar": "SECONDS", "type": _positive, "default": 180}
-    add("--grace", **grace, help="SLURM's warning before the time limit (180)")
+    add("--config-file", metavar="FILE", type=path("--config-file"), default=NODES, help=config)
+    warning = "seconds from SLURM's warning to the time limit (180)"
+    number("--grace", 65535, warning, default=180)  # sbatch's own limit
     add("--print", action="store_true", help="show the script, submit nothing")
     for name, about in THROUGH.items():
         add(f"--{name}", metavar="VALUE", help=f"sbatch's: {about}".rstrip(": "))
@@ -143,20 +153,28 @@ def seeds(array: str | None) -> list[int]:
     """The seeds of `0-4`, `0,2,5-9`, `0-8:4` or `0-9%2`; none without --array."""
     if array is None:
         return []
-    if not re.fullmatch(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%[1-9]\d*)?", array):
-        raise UserError("--array", f"'{array}' is not a list of seeds", "write it as 0-4 or 0,1,2")
+    if not re.fullmatch(rf"{PART}(,{PART})*(%[1-9][0-9]{{0,9}})?", array):
+        what = f"'{short(array, 40)}' is not a list of seeds"
+        raise UserError("--array", what, "write it as 0-4 or 0,1,2")
     found: list[int] = []
     for part in array.partition("%")[0].split(","):
         first, last, every = re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part).groups()
-        found += range(int(first), int(last or first) + 1, int(every or 1) or 1)
-    if not found:
-        raise UserError("--array", f"'{array}' has no seed", "write it as 0-4 or 0,1,2")
+        seeds = range(int(first), int(last or first) + 1, int(every or 1))
+        if not seeds:
+            what = f"'{part}' has no seed"
+            raise UserError("--array", what, "write it as 0-4 or 0,1,2")
+        if seeds[-1] > LAST_SEED or len(found) + len(seeds) > MOST_SEEDS:
+            most = f"at most {MOST_SEEDS:,} seeds, none above {LAST_SEED:,}"
+            raise UserError("--array", f"'{short(array, 40)}' is too much", f"give {most}")
+        found += seeds
+    if len(set(found)) < len(found):
+        raise UserError("--array", f"'{short(array, 40)}' has a seed twice", "leave one out")
     return found
 
 
 def minutes(time: str | None) -> float | None:
     """A time limit as sbatch reads it; None if there is none, or none that this knows."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time or "")
+    match = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", time or "")
     if match is None:
         return None
     days, *rest = (None if part is None else int(part) for part in match.groups())
@@ -164,12 +182,6 @@ def minutes(time: str | None) -> float | None:
     if days is not None or rest[2] is not None:  # D-HH[:MM[:SS]], HH:MM:SS
         return (days or 0) * 1440 + a * 60 + b + c / 60
     return a + b / 60  # MM[:SS]
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 1")
-    return int(text)
 
 
 # ---- the script ----------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from pathlib import Path
 from deit_tract.common.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_DENIED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-_DISK = _FULL | _DENIED | {errno.EIO}
+_DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NAMES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+_DISK = _FULL | _DENIED | _NAMES | {errno.EIO}
 
 
 @contextmanager
@@ -43,6 +44,51 @@ def write_through(path: Path, data: bytes) -> list[int | str]:
         file.flush()
         os.fsync(file.fileno())
     return [len(data), hashlib.sha256(data).hexdigest()]
+
+
+def check_new_file(path: Path, option: str) -> None:
+    """Raise UserError if `path`, named by a command line's option, cannot be written as a file."""
+    where = f"{option} {path}"
+    _check_name(path, where)
+    if not path.parent.is_dir():
+        raise UserError(where, "its folder does not exist", "make it first")
+    if path.is_dir():
+        raise UserError(where, "is a folder", "name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(where, "is not a plain file", "name another file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(where, "its folder cannot be written", "name a file elsewhere")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UserError(where, "cannot be written", "name another file")
+
+
+def check_new_folder(path: Path, option: str) -> None:
+    """Raise UserError if `path`, named by a command line's option, cannot become a folder."""
+    where = f"{option} {path}"
+    whole = Path(os.path.abspath(path))
+    _check_name(whole, where)
+    place = whole
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        what = "is a file" if place == whole else f"{place} is a file"
+        raise UserError(where, what, "name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(where, f"{place} cannot be written", "choose another place")
+
+
+def _check_name(path: Path, where: str) -> None:
+    """Raise UserError for a name that no file can have, or that no text file could repeat."""
+    if not path.name:
+        raise UserError(where, "is not a name", "name a file or a folder")
+    if not str(path).isprintable():
+        raise UserError(where, "has characters that cannot be printed", "choose a plain name")
+    try:
+        # what is written goes to a temporary name first
+        os.lstat(path.with_name(f".{path.name}.{2**31}.tmp"))
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise UserError(where, f"cannot be written ({error.strerror})") from None
 
 
 def sync_folder(path: Path) -> None:

@@ -40,29 +40,26 @@ class Request(Choice):
     precision: str | None = None
     batch_size: int | None = None
     workers: int | None = None
-    per_class: str | None = None  # a .csv file; "" prints the table
+    per_class: Path | bool = False  # a .csv file; True prints the table
     calibration: bool = False
     confusion: Path | None = None
     json: Path | None = None
 
     def __post_init__(self):
-        """Raises UserError for what is wrong by itself, before anything is read."""
-        for key, low in (("image_size", 1), ("batch_size", 1), ("workers", 0)):
-            value = getattr(self, key)
-            if value is not None and value < low:
-                raise UserError(f"--{key.replace('_', '-')}", f"{value} is below {low}")
-        if self.crop is not None and not 0 < self.crop <= 1:
-            instead = "give a number above 0, at most 1"
-            raise UserError("--crop", f"{self.crop} is no fraction", instead)
-        if self.per_class and not self.per_class.endswith(".csv"):
-            what = f"{self.per_class} is no .csv file"
-            raise UserError("--per-class", what, "put RUN before the options")
+        """Raises UserError for options that contradict each other, before anything is read."""
         if self.real and self.data not in (None, "imagenet"):
             what = "its labels are for ImageNet's validation images"
             raise UserError("--real", what, "give --data imagenet")
-        for file in (Path(self.per_class or ""), self.confusion, self.json):
-            if file is not None and not file.parent.is_dir():
-                raise UserError(file, "its folder does not exist", "make it first")
+        given = (self.table, self.confusion, self.json)
+        files = [file for file in given if file is not None]
+        if len({os.path.realpath(file) for file in files}) < len(files):
+            what = "two options name the same file to write"
+            raise UserError("command line", what, "give each a file of its own")
+
+    @property
+    def table(self) -> Path | None:
+        """The file of the classes' table; None if it is printed or not asked for."""
+        return None if isinstance(self.per_class, bool) else self.per_class
 
 
 def evaluate_trained(request: Request) -> str | None:
@@ -152,9 +149,9 @@ class ClassifierResults:
         if self.answers is not None:
             found |= measures.any_of(samples, self.answers)
         names: list[str] = []
-        if request.per_class is not None or request.confusion:
+        if request.per_class or request.confusion:
             names = described(synsets(self.images))
-        if request.per_class is not None:
+        if request.per_class:
             found["per_class"] = measures.per_class(samples, names)
         if request.calibration:
             found["ece"], bins = measures.calibration(samples)
@@ -175,7 +172,7 @@ class ClassifierResults:
             lines += [f"expected calibration error {found['ece']:.2f} %", ""]
             lines.append(report.bins(found["calibration"]))
         if "per_class" in found:
-            lines += report.per_class(found["per_class"], self.request.per_class)
+            lines += report.per_class(found["per_class"], self.request.table)
         if "confusion" in found:
             lines += report.confused(found["classes"], found["confusion"], self.request.confusion)
         return lines
@@ -200,7 +197,7 @@ class DetectorResults:
         self.evaluator = Detection(photos, self.class_names, settings, data.workers)
 
     def details(self) -> dict[str, Any]:
-        if self.request.per_class is None:
+        if not self.request.per_class:
             return {}
         rows = []
         for name, precision in zip(self.class_names, self.evaluator.precisions, strict=True):
@@ -215,10 +212,10 @@ class DetectorResults:
         lines = [f"{precision}, {found['detections']:,} detections on {found['count']:,} images"]
         if "per_class" not in found:
             return lines
-        if not self.request.per_class:
+        if not self.request.table:
             return [*lines, "", self.evaluator.table()]
-        report.write_csv(found["per_class"], Path(self.request.per_class))
-        return [*lines, f"{self.request.per_class}: {len(found['per_class'])} classes"]
+        report.write_csv(found["per_class"], self.request.table)
+        return [*lines, f"{self.request.table}: {len(found['per_class'])} classes"]
 
 
 def _measure(

@@ -33,10 +33,10 @@ def write_csv(rows: list[dict[str, Any]], file: Path) -> None:
             writer.writerows(rows)
 
 
-def per_class(rows: list[dict[str, Any]], file: str) -> list[str]:
+def per_class(rows: list[dict[str, Any]], file: Path | None) -> list[str]:
     """The lines of the table of `measures.per_class`; with a file it is written there instead."""
     if file:
-        write_csv(rows, Path(file))
+        write_csv(rows, file)
         return [f"wrote {file}"]
     width = max(len(row["name"]) for row in rows)
     lines = ["", f"{'class':<{width + 6}} images  top-1 %  top-5 %  predicted  most taken for"]

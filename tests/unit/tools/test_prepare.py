@@ -186,7 +186,10 @@ def test_mistakes_on_the_command_line(prepare, tiny, tmp_path):
         ((), "the following arguments are required: SET"),
         (("cifar", tiny), "invalid choice: 'cifar'"),
         (("imagenet", tmp_path / "none"), "none: no such folder"),
-        (("imagenet", tiny, "--workers", "-1"), "'-1' is not a number of processes"),
+        (
+            ("imagenet", tiny, "--workers", "-1"),
+            "--workers: '-1' is not a whole number from 0 to 1,024",
+        ),
         (("folder", tiny, "--fix-val", "x"), "unrecognized arguments: --fix-val x"),
         (("imagenet", tiny, "--fix-val", tmp_path / "none"), "none: cannot be read"),
     ):

@@ -42,7 +42,7 @@ def test_time_limits_are_read_as_sbatch_reads_them(time_limit, expected):
         ),
         (
             ["--recipe", "quickstart", "--nodes", "0"],
-            "command line: argument --nodes: '0' is not a number of at least 1; see --help",
+            "--nodes: '0' is not a whole number from 1 to 65,536",
         ),
         (
             ["--recipe", "quickstart", "--nodes", "1", "--set", "optim.lrr=1"],
@@ -70,6 +70,10 @@ def test_time_limits_are_read_as_sbatch_reads_them(time_limit, expected):
         (
             ["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "3-1"],
             "--array: '3-1' has no seed; write it as 0-4 or 0,1,2",
+        ),
+        (
+            ["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "0-9999999999"],
+            "--array: '0-9999999999' is too much; give at most 10,000 seeds, none above 4,000,000",
         ),
         (
             ["--recipe", "vit_s_800ep", "--nodes", "1", "--array", "0", "--set", "seed=1"],

@@ -1,0 +1,150 @@
+"""Options that several tools share, and types that refuse at once what no tool can work with.
+
+A type is called by argparse with the option's text. It raises UserError, so that a mistake ends
+the tool before it reads or computes anything.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deit_tract.common.errors import UserError
+from deit_tract.common.files import check_new_file, check_new_folder
+from deit_tract.common.text import listed, short
+
+MOST_WORKERS = 1024  # as the recipes' data.workers
+PICTURES = (".png", ".pdf", ".svg")
+
+
+# ---- types ---------------------------------------------------------------------------------------
+
+
+def whole(option: str, low: int, high: int) -> Callable[[str], int]:
+    """A whole number from `low` to `high`."""
+
+    def read(text: str) -> int:
+        if re.fullmatch(r"[+-]?[0-9]{1,18}", text) and low <= int(text) <= high:
+            return int(text)
+        what = f"'{short(text, 40)}' is not a whole number from {low:,} to {high:,}"
+        raise UserError(option, what)
+
+    return read
+
+
+def fraction(option: str, low: float) -> Callable[[str], float]:
+    """A number from `low` to 1."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if low <= value <= 1:
+            return value
+        raise UserError(option, f"'{short(text, 40)}' is not a number from {low:g} to 1")
+
+    return read
+
+
+def path(option: str) -> Callable[[str], Path]:
+    """A path to read from; whether something is there is for the reader to say."""
+
+    def read(text: str) -> Path:
+        return Path(given(option)(text))
+
+    return read
+
+
+def given(option: str) -> Callable[[str], str]:
+    """A path, or the name of a model or recipe: any text that a file could be called."""
+
+    def read(text: str) -> str:
+        if not text:
+            raise UserError(option, "is empty", "give a name")
+        if "\0" in text or len(max(text.split("/"), key=len)) > 255 or len(text) > 4000:
+            what = f"'{short(text, 40)}' is not a name that a file can have"
+            raise UserError(option, what)
+        return text
+
+    return read
+
+
+def new_file(option: str, *suffixes: str, hint: str = "") -> Callable[[str], Path]:
+    """A file to write, with one of the suffixes if any are given. Its folder must exist."""
+
+    def read(text: str) -> Path:
+        path = Path(text)
+        if suffixes and path.suffix not in suffixes:
+            ending = listed(suffixes)
+            instead = hint or f"name a file that ends with {ending}"
+            raise UserError(option, f"'{short(text)}' does not end with {ending}", instead)
+        check_new_file(path, option)
+        return path
+
+    return read
+
+
+def new_folder(option: str) -> Callable[[str], Path]:
+    """A folder to make or to fill."""
+
+    def read(text: str) -> Path:
+        check_new_folder(Path(text), option)
+        return Path(text)
+
+    return read
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+SHARED: dict[str, dict[str, Any]] = {
+    "--data-dir": {"metavar": "DIR", "type": given("--data-dir"), "help": "the data set's folder"},
+    "--no-verify": {"action": "store_true", "help": "accept a part of a data set"},
+    "--workers": {
+        "metavar": "N",
+        "type": whole("--workers", 0, MOST_WORKERS),
+        "help": "processes that load images",
+    },
+    "--batch-size": {
+        "metavar": "N",
+        "type": whole("--batch-size", 1, 2**16),
+        "help": "images per process and forward pass",
+    },
+    "--model": {
+        "metavar": "NAME",
+        "type": given("--model"),
+        "help": "timm's name of what FILE holds, or",
+    },
+    "--recipe": {
+        "metavar": "NAME|FILE",
+        "type": given("--recipe"),
+        "help": "the recipe that FILE was trained by",
+    },
+    "--step": {
+        "metavar": "N",
+        "type": whole("--step", 0, 2**31),
+        "help": "the run's checkpoint of this step (default: the newest)",
+    },
+    "--ema": {"action": "store_true", "help": "the run's averaged weights"},
+    "--image-size": {
+        "metavar": "PX",
+        "type": whole("--image-size", 1, 4096),
+        "help": "instead of the model's own",
+    },
+    "--crop": {
+        "metavar": "FRACTION",
+        "type": fraction("--crop", 0.1),
+        "help": "centre crop as a fraction of the resized side",
+    },
+    "--precision": {
+        "choices": ("float32", "bf16", "fp16"),
+        "help": "default: the run's own, else float32",
+    },
+    "--json": {"metavar": "FILE", "type": new_file("--json"), "help": "everything as JSON"},
+}
+
+
+def add_shared(parser: Any, *options: str, **changes: Any) -> None:
+    """Add options of SHARED to an argparse parser; `changes` apply to each of them."""
+    for option in options:
+        parser.add_argument(option, **(SHARED[option] | changes))
