@@ -1,10 +1,11 @@
-"""Small images held on the device as one uint8 tensor, cropped and flipped a batch at a time.
+"""Small images held on the device as one uint8 tensor; a batch is cropped, flipped, rotated there.
 
-The pixels are those of plain loading, bit for bit: each view's crop and flip come from the same
-draws of the same seed (`augment.train_transform`). They take microseconds on the CPU; decoding and
-cropping an image takes hundreds.
+The pixels are those of plain loading, bit for bit: each view's crop, flip and rotation come from
+the same draws of the same seed (`augment.train_transform`). They take microseconds on the CPU;
+decoding and cropping an image takes hundreds.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ class Resident:
         self.size = data.image_size
         self.padding = augment.crop_padding if augment else 0
         self.flip = augment.flip if augment else 0.0
+        self.rotate = augment.rotate if augment else 0.0
         pixels, self.labels = _decode(images, self.size, data.workers)
         border = [(0, 0), (self.padding,) * 2, (self.padding,) * 2, (0, 0)]
         mode = "reflect" if augment and augment.crop_fill == "reflect" else "constant"
@@ -46,20 +48,53 @@ class Resident:
         self.labels = self.labels.to(device)
         self.scale = [constant.to(device) for constant in self.scale]
 
-    def take(self, rows: Tensor) -> Batch:
-        """The batch of rows (sample, top, left, flipped), normalised."""
-        index, top, left, flipped = rows.unsqueeze(-1).unbind(1)  # (b, 1) each
+    def take(self, rows: Tensor, turns: Tensor | None = None) -> Batch:
+        """The batch of rows (sample, top, left, flipped), normalised; turns (b, 6) as of `turn`."""
+        index, top, left, flipped = rows.view(len(rows), -1, 1, 1).unbind(1)  # (b, 1, 1) each
         line = torch.arange(self.size, device=rows.device)
-        down = (top + line).unsqueeze(-1)
-        across = (left + torch.where(flipped.bool(), line.flip(0), line)).unsqueeze(1)
-        pixels = self.pixels[index.unsqueeze(-1), down, across]  # (b, h, w, c)
+        down = line.view(1, -1, 1)
+        across = line.view(1, 1, -1)
+        if turns is not None:
+            down, across, inside = _turned(turns, down, across, self.size)
+        across = torch.where(flipped.bool(), self.size - 1 - across, across)
+        pixels = self.pixels[index, top + down, left + across]  # (b, h, w, c)
+        if turns is not None:
+            pixels *= inside.unsqueeze(-1)
         images = normalize(pixels.permute(0, 3, 1, 2).contiguous(), *self.scale)
-        return {"image": images, "label": self.labels[index.squeeze(-1)]}
+        return {"image": images, "label": self.labels[rows[:, 0]]}
+
+
+def turn(angle: float, size: int) -> tuple[int, ...]:
+    """Say where the pixels of a square image come from when it is rotated by an angle in degrees.
+
+    From ((a x + b y + c) >> 16, (d x + e y + f) >> 16), with these six numbers: the arithmetic of
+    PIL's rotation to the nearest pixel (Image.rotate, Geometry.c affine_fixed).
+    """
+    radians = -math.radians(angle % 360.0)
+    cosine = round(math.cos(radians), 15)
+    sine = round(math.sin(radians), 15)
+    centre = size / 2
+    numbers = []
+    for x, y in ((cosine, sine), (-sine, cosine)):
+        start = x * -centre + y * -centre + 0.0 + centre
+        numbers += [x, y, start + x * 0.5 + y * 0.5]
+    return tuple(math.floor(number * 65536.0 + 0.5) for number in numbers)
+
+
+def _turned(
+    turns: Tensor, down: Tensor, across: Tensor, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and columns (b, h, w) that turns (b, 6) take pixels from, and which are in the image."""
+    a, b, c, d, e, f = turns.view(len(turns), -1, 1, 1).unbind(1)
+    column = (a * across + b * down + c) >> 16
+    row = (d * across + e * down + f) >> 16
+    inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+    return row.clamp(0, size - 1), column.clamp(0, size - 1), inside
 
 
 @dataclass
 class ResidentFeed:
-    """Workers draw crops and flips; the batches are cut on the device."""
+    """Workers draw crops, flips and rotations; the batches are cut on the device."""
 
     images: Resident
     order: Order
@@ -69,35 +104,48 @@ class ResidentFeed:
 
     def batches(self, steps: Sequence[int]) -> Iterator[Batch]:
         self.images.move(self.device)
-        draws = Draws(self.images.padding, self.images.flip)
+        held = self.images
+        draws = Draws(held.padding, held.flip, held.rotate, held.size)
         keys = in_turn(self.order, steps, self.lanes)
         pin_memory = self.device.type == "cuda"
         for batch in checked(loader(draws, keys, self.workers, pin_memory, _as_it_is)):
-            yield self.images.take(batch["rows"].to(self.device, non_blocking=True))
+            sent = {name: each.to(self.device, non_blocking=True) for name, each in batch.items()}
+            yield held.take(**sent)
 
 
 class Draws(Dataset):
-    """Views as rows (sample, top, left, flipped), drawn as torchvision's crop and flip draw."""
+    """What `Resident.take` is given for some views, drawn as torchvision's transforms draw."""
 
-    def __init__(self, padding: int, flip: float):
+    def __init__(self, padding: int, flip: float, rotate: float, size: int):
         self.padding = padding
         self.flip = flip
+        self.rotate = rotate
+        self.size = size
         self.generator = torch.Generator()
 
     def __getitems__(self, views: list[View]) -> Loaded:
-        return Loaded({"rows": torch.tensor([self.draw(*view) for view in views])})
+        rows, turns = zip(*(self.draw(*view) for view in views), strict=True)
+        drawn = {"rows": torch.tensor(rows)}
+        if self.rotate:
+            drawn["turns"] = torch.tensor(turns)
+        return Loaded(drawn)
 
-    def draw(self, index: int, seed: int) -> tuple[int, int, int, bool]:
+    def draw(self, index: int, seed: int) -> tuple[tuple, tuple]:
+        """A row (sample, top, left, flipped), and the numbers of `turn` if images are rotated."""
         top = left = 0
         flipped = False
-        if self.padding or self.flip:
+        numbers = ()
+        if self.padding or self.flip or self.rotate:
             self.generator.manual_seed(seed)
         if self.padding:
             top = self._place()
             left = self._place()
         if self.flip:
             flipped = bool(torch.rand(1, generator=self.generator) < self.flip)
-        return index, top, left, flipped
+        if self.rotate:
+            angle = torch.empty(1).uniform_(-self.rotate, self.rotate, generator=self.generator)
+            numbers = turn(angle.item(), self.size)
+        return (index, top, left, flipped), numbers
 
     def _place(self) -> int:
         return int(torch.randint(0, 2 * self.padding + 1, (), generator=self.generator))

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from deit_tract.common.device import send
 from deit_tract.data.transforms import colour
+from deit_tract.data.transforms.auto_augment import auto_augment
 from deit_tract.recipe.settings.recipe import Data, Recipe
 
 _INTERPOLATION = {name: v2.InterpolationMode(name) for name in ("bicubic", "bilinear")}
@@ -118,7 +119,7 @@ def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
 
 
 def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
-    """Return crop, flip, warp, 3-Augment, colour jitter, tensor, normalise: DeiT-III's order.
+    """Return crop, flip, rotation, warp, 3-Augment, jitter, tensor, normalise: DeiT-III's order.
 
     For one image, as torchvision has it; training uses the same in two parts, `TrainTransform`.
     """
@@ -165,14 +166,15 @@ def geometry(recipe: Recipe) -> list[Callable]:
         steps = [RandomResizedCrop(size, augment.crop_scale, augment.crop_ratio, interpolation)]
     if augment.flip:
         steps.append(RandomHorizontalFlip(augment.flip))
+    if augment.rotate:
+        steps.append(v2.RandomRotation(augment.rotate))  # nearest pixel, black border
     if augment.affine:
         warp = augment.affine
         shifts = (warp.translate, warp.translate)
         # PIL warps with bilinear or bicubic alike; the border is black
         steps.append(v2.RandomAffine(warp.degrees, shifts, warp.scale, interpolation=interpolation))
     if augment.auto_augment:
-        policy = v2.AutoAugmentPolicy(augment.auto_augment)
-        steps.append(v2.AutoAugment(policy, fill=[128] * data.channels))
+        steps.append(auto_augment)
     if augment.rand_augment:
         steps.append(rand_augment(augment.rand_augment, data))
     return steps

@@ -91,7 +91,8 @@ class Data(Section):
     )
     workers: Free[Annotated[int, Field(ge=0, le=256)]] = key(4, "loaders per process")
     resident: ForClassify[Free[bool]] = key(
-        False, "images stay on the device as one uint8 tensor; supports only crop_padding, flip"
+        False,
+        "images stay on the device as one uint8 tensor; supports only crop_padding, flip, rotate",
     )
     pipeline: ForClassify[Literal["exact", "fast"]] = key(
         "exact", "training images: PIL to the last bit, or faster resizes that round otherwise"
@@ -144,11 +145,18 @@ class Augment(Section):
     crop_ratio: Range[Annotated[float, Field(ge=0.01, le=100)]] = key(
         (3 / 4, 4 / 3), "aspect range of a random resized crop"
     )
-    interpolation: Literal["bicubic", "bilinear"] = key("bicubic", "of every resize and warp")
+    interpolation: Literal["bicubic", "bilinear"] = key(
+        "bicubic", "of resizes and affine; rotate, rand_augment and auto_augment have their own"
+    )
     flip: ForAll[Probability] = key(0.0, "probability of a horizontal flip")
+    rotate: Annotated[float, Field(ge=0, le=180)] = key(
+        0.0, "degrees, largest random rotation either way: nearest pixel, black border"
+    )
     affine: Affine | None = key(None, "random rotation, shift and zoom")
     rand_augment: str | None = key(None, "timm's RandAugment policy, as rand-m9-mstd0.5-inc1")
-    auto_augment: Literal["cifar10"] | None = key(None, "AutoAugment's policy found on a data set")
+    auto_augment: Literal["cifar10"] | None = key(
+        None, "AutoAugment's policy for that data set, with the operations of ViT-CIFAR"
+    )
     three_augment: bool = key(False, "one of greyscale, solarize, blur on every image (DeiT-III)")
     color_jitter: Annotated[float, Field(ge=0, le=10)] = key(
         0.0, "strength for brightness, contrast and saturation"

@@ -5,12 +5,14 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from timm.data import create_transform
+from torchvision import transforms as v1
 from torchvision.transforms import ToTensor, v2
 from torchvision.transforms import functional as pil
 
 from deit_tract.common.seeds import seed_generators
 from deit_tract.data.transforms import augment
 from deit_tract.recipe.resolve import load_recipe
+from tests.helpers.images import noise
 
 PLAIN = [
     "data.channels=3",
@@ -170,3 +172,24 @@ def test_tables_of_brightness_and_contrast_are_pils_blend():
         for centre in (0, int(generator.integers(256))):
             blended = Image.blend(Image.new("L", (256, 1), centre), values, factor)
             assert (np.array(augment._scaled(values, centre, factor)) == np.array(blended)).all()
+
+
+def test_rotation_is_torchvisions_between_flip_and_tensor():
+    """weiaicunzai/pytorch-cifar100's utils.py: crop, flip, RandomRotation, tensor, normalise."""
+    recipe = load_recipe("cifar10_resnet18_sgd_100ep", ["augment.rotate=15"])
+    ours = augment.train_transform(recipe)
+    theirs = v1.Compose(
+        [
+            v1.RandomCrop(32, padding=4),
+            v1.RandomHorizontalFlip(),
+            v1.RandomRotation(15),
+            v1.ToTensor(),
+            v1.Normalize(recipe.data.mean, recipe.data.std),
+        ]
+    )
+    for seed in range(40):
+        image = noise((32, 32), seed=seed)
+        seed_generators(seed)
+        expected = theirs(image)
+        seed_generators(seed)
+        assert torch.equal(ours(image), expected)

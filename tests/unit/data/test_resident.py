@@ -2,6 +2,7 @@
 them.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from deit_tract.data.stream import Once, Stream, View
 from deit_tract.data.transforms import augment
 from deit_tract.recipe.describe import differences
 from deit_tract.recipe.resolve import load_recipe
+from tests.helpers.images import noise
 
 RECIPE = "cifar10_cnn_8ep_sgd"
 CPU = torch.device("cpu")
@@ -51,12 +53,27 @@ def assert_equal(ours: list, theirs: list) -> None:
         ("augment.flip=0",),
         ("augment.crop_padding=0", "augment.flip=0"),
         ("augment.flip=0.9", "augment.crop_padding=1", "seed=3"),
-        ("data.channels=1", "data.mean=[0.3]", "data.std=[0.7]"),
+        ("augment.rotate=15",),
+        ("augment.rotate=180", "augment.crop_padding=0", "augment.flip=0"),
+        ("data.channels=1", "data.mean=[0.3]", "data.std=[0.7]", "augment.rotate=40"),
     ],
     ids=" ".join,
 )
 def test_pixels_are_those_of_the_ordinary_path(overrides):
     assert_equal(*both(*overrides))
+
+
+def test_turns_are_pils_rotation_to_the_nearest_pixel():
+    generator = np.random.default_rng(0)
+    angles = [0.0, 45.0, 90.0, 180.0, -90.0, 1e-7, *generator.uniform(-180, 180, 60).tolist()]
+    for size in (8, 28, 33, 64):
+        image = noise((size, size))
+        line = torch.arange(size)
+        turns = torch.tensor([resident.turn(angle, size) for angle in angles])
+        rows, columns, inside = resident._turned(turns, line.view(1, -1, 1), line, size)
+        ours = torch.from_numpy(np.array(image))[rows, columns] * inside.unsqueeze(-1)
+        theirs = [np.array(image.rotate(angle)) for angle in angles]
+        assert torch.equal(ours, torch.from_numpy(np.stack(theirs)))
 
 
 def test_pixels_of_cifars_own_files(real_images):
@@ -78,7 +95,7 @@ def test_a_gpu_has_the_same_pixels():
 
 
 def test_crops_and_flips_are_all_there():
-    draws = resident.Draws(padding=4, flip=0.5)
+    draws = resident.Draws(padding=4, flip=0.5, rotate=0.0, size=32)
     rows = draws.__getitems__([View(5, seed) for seed in range(2000)]).data["rows"]
     assert rows[:, 0].eq(5).all()
     for column, values in ((1, 9), (2, 9), (3, 2)):
