@@ -1,7 +1,11 @@
 """Samples and batches: dictionaries of named tensors, with data errors beside them."""
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -11,6 +15,10 @@ from deit_tract.common.seeds import derive, seed_generators
 from deit_tract.data.stream import View
 
 Batch = dict[str, Any]  # tensors by name, or lists of a tensor per sample
+
+
+# what is sent to all processes of a job, or to a terminal's foreground group
+TO_ALL = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 
 
 class Loaded(NamedTuple):
@@ -83,7 +91,39 @@ def loader(
         pin_memory=pin_memory,
         collate_fn=collate,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_parent,
     )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Make a loader process ignore signals that reach all processes: its parent decides.
+
+    The SIGTERM by which torch ends a process that hangs comes from the parent, and still ends it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    theirs = set(TO_ALL)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none, and keeps torch's handler
+        theirs.remove(signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, theirs)
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Delay signals in the block; processes that it starts hold them until they are prepared."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_ALL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def stacked(samples: list[Loaded]) -> Loaded:
@@ -110,7 +150,8 @@ def _batch_of(samples: list[Loaded], collate: Callable) -> Loaded:
 
 def checked(loaded: Iterable[Loaded], replaced: "Replaced | None" = None) -> Iterator[Batch]:
     """A loader's batches; `replaced` counts replaced images. Raises the loader's UserError here."""
-    waiting = iter(loaded)
+    with _signals_held():
+        waiting = iter(loaded)
     while True:
         try:
             batch, error, others = next(waiting)
@@ -122,7 +163,7 @@ def checked(loaded: Iterable[Loaded], replaced: "Replaced | None" = None) -> Ite
                 raise
             raise died from None
         if error is not None:
-            raise error
+            raise error if replaced is None else replaced.refused(error)
         if others:
             replaced.add(others)
         yield batch
@@ -155,6 +196,12 @@ class Replaced:
             count = f"{len(self.errors)} of at most {self.limit}"
             print(f"warning: {error}; replaced ({count})", file=sys.stderr)
         self.merge(())
+
+    def refused(self, error: UserError) -> UserError:
+        """The error for a training image in whose place there is no other."""
+        where, what, instead = error.args
+        skip = "data.skip_unreadable=N puts others in the place of up to N training images"
+        return UserError(where, what, f"{instead}; {skip}" if instead else skip)
 
     def merge(self, errors: Iterable[str]) -> None:
         """Count the errors that other processes have already reported."""

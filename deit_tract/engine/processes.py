@@ -19,6 +19,8 @@ from deit_tract.common.errors import UserError
 
 # what a cluster sends before it takes the machine away
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# seconds in which the same Ctrl-C may come twice: from a terminal or cluster, and from a launcher
+TWICE = 1.0
 
 
 def on_all(accelerator: Accelerator, function: Callable, *args) -> Any:
@@ -58,7 +60,7 @@ class Stop:
 
     The flags are reduced over CPUs beside the step and read one step later, so that no process
     waits for its device: what was asked during step k ends the run after step k + 1. Within `with`,
-    SIGTERM and SIGUSR1 only raise the flag.
+    SIGTERM and SIGUSR1 only raise the flag; after `take_interrupts` so does the first Ctrl-C.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float):
@@ -67,6 +69,7 @@ class Stop:
         self.timeout = timeout
         self.rank = accelerator.process_index
         self.processes = accelerator.num_processes
+        self._interrupted: float | None = None  # when the first Ctrl-C came
         self._work = None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._handlers: dict = {}  # from before `with`
@@ -88,6 +91,25 @@ class Stop:
 
     def _ask(self, number, frame) -> None:
         self.asked = True
+
+    def take_interrupts(self) -> None:
+        """From here on the first Ctrl-C asks to stop; a later one raises KeyboardInterrupt.
+
+        Not if SIGINT is ignored, as in a shell's background.
+        """
+        if self._handlers and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number, frame) -> None:
+        now = time.monotonic()
+        if self._interrupted is None:
+            self._interrupted = now
+            self.asked = True
+            if self.rank == 0:
+                # not print: the signal may have come while a line was printed
+                os.write(2, b"\nCtrl-C: saving after this step; press it again to quit at once\n")
+        elif now - self._interrupted > TWICE:
+            raise KeyboardInterrupt
 
     def agreed(self) -> bool:
         """Whether to stop here: every process asks after every step and gets the same answer."""

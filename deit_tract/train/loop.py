@@ -172,6 +172,7 @@ class Run:
 
     def train(self, stop: Stop) -> None:
         """Take every step that is left, or those up to where the processes agree to stop."""
+        stop.take_interrupts()
         self.log.say(self._banner())
         profile = self.recipe.log.profile
         if profile and not self.step < profile <= self.total:

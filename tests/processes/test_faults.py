@@ -38,7 +38,7 @@ def again(folder, overrides, processes: int = 1):
     )
 
 
-@pytest.mark.parametrize("processes, number", [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+@pytest.mark.parametrize("processes, number", [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_to_one_process_saves_and_stops_all(tmp_path, processes, number):
     overrides = short(60)
     process = started(tmp_path / "a", overrides, 5, processes)

@@ -3,14 +3,18 @@ share it.
 """
 
 import random
+import signal
+import subprocess
+import time
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from deit_tract.common.errors import UserError
 from deit_tract.data import feed
-from deit_tract.data.loader import Replaced, Views
+from deit_tract.data.loader import Replaced, Views, _signals_held, loader
 from deit_tract.data.stream import Stream
 
 CPU = torch.device("cpu")
@@ -165,3 +169,21 @@ def test_a_replaced_image_is_the_same_in_slices_and_in_lanes(workers):
         assert replaced.errors == {f"{bad}.jpg: cannot be read as an image"}
     assert bad not in found[1][0]["label"]
     assert all(torch.equal(found[0][2][name], found[1][0][name]) for name in ("image", "label"))
+
+
+class Sleeping(Dataset):
+    def __getitems__(self, keys):
+        time.sleep(60)
+
+
+def test_only_its_parent_ends_a_loader_process():
+    with _signals_held():
+        waiting = iter(loader(Sleeping(), [[0]], 1, False, list))
+    worker = waiting._workers[0]
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+    worker.join(0.2)
+    assert worker.is_alive()
+    worker.terminate()  # as torch does when it hangs
+    worker.join(5)
+    assert worker.exitcode == 0
