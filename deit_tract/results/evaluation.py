@@ -18,28 +18,24 @@ from deit_tract.data.sets.load import load_validation
 from deit_tract.evaluators import measures
 from deit_tract.evaluators.classification import Classification
 from deit_tract.evaluators.detection import Detection
-from deit_tract.models.precision import resolve_precision
 from deit_tract.recipe.datasets import DATASETS, TRAINABLE, names_for
 from deit_tract.recipe.settings.recipe import Data, Evaluate
 from deit_tract.results import report
-from deit_tract.results.trained import Choice, Trained, load_trained
+from deit_tract.results.inference import Computing, batch_size_of, precision_of, workers_of
+from deit_tract.results.trained import Trained, load_trained
 from deit_tract.train.evaluate import evaluate, start_processes
 
 DATA = tuple(DATASETS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(Choice):
+class Request(Computing):
     """The options of tools/evaluate.py: what to evaluate on what. None leaves it to the source."""
 
-    source: str
     data: str | None = None
     data_dir: str | None = None
     no_verify: bool = False
     real: Path | None = None
-    precision: str | None = None
-    batch_size: int | None = None
-    workers: int | None = None
     per_class: Path | bool = False  # a .csv file; True prints the table
     calibration: bool = False
     confusion: Path | None = None
@@ -65,14 +61,14 @@ class Request(Choice):
 def evaluate_trained(request: Request) -> str | None:
     """Evaluate and write the files that are asked for. Returns text, on process 0 only."""
     model = load_trained(request.source, request)
-    name, data = _data(request, model)
+    name, data = data_of(request, model)
     recipe = model.recipe
     kind = DetectorResults if recipe and recipe.task == "detect" else ClassifierResults
     results = kind(request, model, name, data)
-    own = resolve_precision(recipe).precision.autocast if recipe else None
-    precision = request.precision or own or "float32"
+    kept = precision_of(model, request.precision)
+    precision = kept or "float32"
     accelerator = start_processes(precision)
-    found = _measure(results, model, accelerator, None if precision == "float32" else precision)
+    found = _measure(results, model, accelerator, kept)
     about = {
         "source": request.source,
         "model": model.name,
@@ -106,12 +102,14 @@ def _title(about: dict[str, Any]) -> str:
 
 
 def _settings(request: Request, model: Trained) -> Evaluate:
-    own = model.recipe.evaluate if model.recipe else Evaluate()
-    return Evaluate(batch_size=request.batch_size or own.batch_size)
+    return Evaluate(batch_size=batch_size_of(model, request.batch_size))
 
 
-def _data(request: Request, model: Trained) -> tuple[str, Data]:
-    """The data set's name and its settings."""
+def data_of(request: Any, model: Trained) -> tuple[str, Data]:
+    """The name of the data set that `--data`, `--data-dir` and `--no-verify` ask for, its settings.
+
+    Without `--data` it is the run's own.
+    """
     own = model.recipe.data if model.recipe else None
     name = request.data or (own and own.name)
     if name is None:
@@ -123,10 +121,7 @@ def _data(request: Request, model: Trained) -> tuple[str, Data]:
         values["dir"] = request.data_dir
     if request.no_verify:
         values["verify"] = False
-    if request.workers is not None:
-        values["workers"] = request.workers
-    elif own is None:
-        values["workers"] = min(Data.model_fields["workers"].default, os.cpu_count() or 1)
+    values["workers"] = workers_of(model, request.workers)
     return name, model.data(**values)
 
 

@@ -81,6 +81,12 @@ def load_validation(
     return images
 
 
+def load_part(data: Data, name: str, part: str) -> Dataset:
+    """Load "train" or "val" of a data set by name, whatever its classes. UserError as above."""
+    (images,) = _read(name, data, (part,), None)
+    return images
+
+
 def _read(name: str, data: Data, parts: Sequence[str], detect: FasterRcnn | None) -> list[Dataset]:
     if DATASETS[name].on_disk and data.dir is None:
         raise UserError("data.dir", f"data set '{name}' lies on disk", "give --data-dir DIR")

@@ -54,12 +54,21 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (b, c, h, w) to the last stage's maps, as timm's models call it."""
         if self.channels_last and x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for name in self.stages:
             x = self.get_submodule(name)(x)
-        return self.fc(self.avgpool(x).flatten(1))
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Maps to logits, or to what the classifier sees (b, num_features)."""
+        x = self.avgpool(x).flatten(1)
+        return x if pre_logits else self.fc(x)
 
 
 def _stage(before: int, width: int, depth: int, stride: int) -> nn.Sequential:
