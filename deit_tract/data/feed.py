@@ -78,11 +78,12 @@ class PlainFeed:
         What the transform leaves for whole batches is done there by its `finish`, with draws that
         stay on the host.
         """
-        draws = [piece.pop("draws") for piece in pieces if "draws" in piece]
+        on_host = [name for name in ("draws", "erase_boxes") if name in pieces[0]]
+        drawn = {name: torch.cat([piece.pop(name) for piece in pieces]) for name in on_host}
         batch = {name: self._joined([piece[name] for piece in pieces]) for name in pieces[0]}
         finish = getattr(self.views.transform, "finish", None)
         if finish is not None:
-            batch["image"] = finish(batch["image"], torch.cat(draws) if draws else None)
+            batch["image"] = finish(batch["image"], **drawn)
         return batch
 
     def _joined(self, pieces: list) -> Tensor | list[Tensor]:

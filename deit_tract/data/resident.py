@@ -1,11 +1,12 @@
-"""Small images held on the device as one uint8 tensor; a batch is cropped, flipped, rotated there.
+"""Small images held on the device as one uint8 tensor, and what is done to a batch of them there.
 
-The pixels are those of plain loading, bit for bit: each view's crop, flip and rotation come from
-the same draws of the same seed (`augment.train_transform`). They take microseconds on the CPU;
-decoding and cropping an image takes hundreds.
+The pixels are those of plain loading, bit for bit: each view's crop, flip, rotation and erased box
+come from the same draws of the same seed (`augment.train_transform`). They take microseconds on the
+CPU; decoding and cropping an image takes hundreds.
 """
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 from deit_tract.common.errors import UserError
 from deit_tract.data.loader import Batch, Loaded, Views, checked, loader, stacked
 from deit_tract.data.stream import Order, View, in_turn
+from deit_tract.data.transforms import erase
 from deit_tract.data.transforms.colour import normalize
 from deit_tract.recipe.settings.recipe import Augment, Recipe
 
@@ -31,12 +33,11 @@ class Resident:
     def __init__(self, images: Dataset, recipe: Recipe, augment: Augment | None = None):
         data = recipe.data
         self.size = data.image_size
-        self.padding = augment.crop_padding if augment else 0
-        self.flip = augment.flip if augment else 0.0
-        self.rotate = augment.rotate if augment else 0.0
+        self.augment = augment or Augment()
         pixels, self.labels = _decode(images, self.size, data.workers)
-        border = [(0, 0), (self.padding,) * 2, (self.padding,) * 2, (0, 0)]
-        mode = "reflect" if augment and augment.crop_fill == "reflect" else "constant"
+        padding = (self.augment.crop_padding,) * 2
+        border = [(0, 0), padding, padding, (0, 0)]
+        mode = "reflect" if self.augment.crop_fill == "reflect" else "constant"
         self.pixels = torch.from_numpy(np.pad(pixels, border, mode))  # (n, height, width, channels)
         self.scale = [torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std)]
 
@@ -48,8 +49,13 @@ class Resident:
         self.labels = self.labels.to(device)
         self.scale = [constant.to(device) for constant in self.scale]
 
-    def take(self, rows: Tensor, turns: Tensor | None = None) -> Batch:
-        """The batch of rows (sample, top, left, flipped), normalised; turns (b, 6) as of `turn`."""
+    def take(
+        self, rows: Tensor, turns: Tensor | None = None, erase_boxes: Tensor | None = None
+    ) -> Batch:
+        """The batch of rows (sample, top, left, flipped), normalised.
+
+        It is rotated by turns (b, 6) as of `turn`; erase_boxes (b, 5) are on a CPU.
+        """
         index, top, left, flipped = rows.view(len(rows), -1, 1, 1).unbind(1)  # (b, 1, 1) each
         line = torch.arange(self.size, device=rows.device)
         down = line.view(1, -1, 1)
@@ -61,6 +67,8 @@ class Resident:
         if turns is not None:
             pixels *= inside.unsqueeze(-1)
         images = normalize(pixels.permute(0, 3, 1, 2).contiguous(), *self.scale)
+        if erase_boxes is not None:
+            images = erase.apply(images, erase_boxes)
         return {"image": images, "label": self.labels[rows[:, 0]]}
 
 
@@ -94,7 +102,7 @@ def _turned(
 
 @dataclass
 class ResidentFeed:
-    """Workers draw crops, flips and rotations; the batches are cut on the device."""
+    """Workers draw numbers; the batches are made on the device."""
 
     images: Resident
     order: Order
@@ -104,51 +112,57 @@ class ResidentFeed:
 
     def batches(self, steps: Sequence[int]) -> Iterator[Batch]:
         self.images.move(self.device)
-        held = self.images
-        draws = Draws(held.padding, held.flip, held.rotate, held.size)
+        draws = Draws(self.images.augment, self.images.size)
         keys = in_turn(self.order, steps, self.lanes)
         pin_memory = self.device.type == "cuda"
         for batch in checked(loader(draws, keys, self.workers, pin_memory, _as_it_is)):
+            boxes = batch.pop("erase_boxes", None)
             sent = {name: each.to(self.device, non_blocking=True) for name, each in batch.items()}
-            yield held.take(**sent)
+            yield self.images.take(**sent, erase_boxes=boxes)
 
 
 class Draws(Dataset):
-    """What `Resident.take` is given for some views, drawn as torchvision's transforms draw."""
+    """What `Resident.take` is given for some views, drawn as plain loading draws it."""
 
-    def __init__(self, padding: int, flip: float, rotate: float, size: int):
-        self.padding = padding
-        self.flip = flip
-        self.rotate = rotate
+    def __init__(self, augment: Augment, size: int):
+        self.augment = augment
         self.size = size
         self.generator = torch.Generator()
 
     def __getitems__(self, views: list[View]) -> Loaded:
-        rows, turns = zip(*(self.draw(*view) for view in views), strict=True)
-        drawn = {"rows": torch.tensor(rows)}
-        if self.rotate:
-            drawn["turns"] = torch.tensor(turns)
-        return Loaded(drawn)
+        drawn = [self.draw(view.seed) for view in views]
+        rows = [(view.index, *place) for view, (place, _) in zip(views, drawn, strict=True)]
+        batch = {"rows": torch.tensor(rows)}
+        if self.augment.rotate:
+            batch["turns"] = torch.tensor([turn(angle, self.size) for _, angle in drawn])
+        if self.augment.random_erase:
+            batch["erase_boxes"] = torch.tensor([self._box(view.seed) for view in views])
+        return Loaded(batch)
 
-    def draw(self, index: int, seed: int) -> tuple[tuple, tuple]:
-        """A row (sample, top, left, flipped), and the numbers of `turn` if images are rotated."""
+    def draw(self, seed: int) -> tuple[tuple[int, int, bool], float]:
+        """(top, left, flipped) and an angle."""
+        augment, generator = self.augment, self.generator
         top = left = 0
         flipped = False
-        numbers = ()
-        if self.padding or self.flip or self.rotate:
-            self.generator.manual_seed(seed)
-        if self.padding:
+        angle = 0.0
+        if augment.crop_padding or augment.flip or augment.rotate:
+            generator.manual_seed(seed)
+        if augment.crop_padding:
             top = self._place()
             left = self._place()
-        if self.flip:
-            flipped = bool(torch.rand(1, generator=self.generator) < self.flip)
-        if self.rotate:
-            angle = torch.empty(1).uniform_(-self.rotate, self.rotate, generator=self.generator)
-            numbers = turn(angle.item(), self.size)
-        return (index, top, left, flipped), numbers
+        if augment.flip:
+            flipped = bool(torch.rand(1, generator=generator) < augment.flip)
+        if augment.rotate:
+            limit = augment.rotate
+            angle = torch.empty(1).uniform_(-limit, limit, generator=generator).item()
+        return (top, left, flipped), angle
+
+    def _box(self, seed: int) -> erase.Box:
+        return erase.draw(self.augment.random_erase, self.size, self.size, random.Random(seed))
 
     def _place(self) -> int:
-        return int(torch.randint(0, 2 * self.padding + 1, (), generator=self.generator))
+        places = 2 * self.augment.crop_padding + 1
+        return int(torch.randint(0, places, (), generator=self.generator))
 
 
 def _as_it_is(batch: Loaded) -> Loaded:

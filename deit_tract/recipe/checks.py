@@ -15,7 +15,10 @@ Problem = tuple[KeyPath, str, str]  # key, what is wrong, what instead
 LOADING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 RAND_AUGMENT = r"rand(-(m\d+|n\d+|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]))*"
 # What data/resident.py can do of `augment`
-RESIDENT = ("repeats", "crop_padding", "crop_fill", "crop_ratio", "interpolation", "flip", "rotate")
+RESIDENT = (
+    *("repeats", "crop_padding", "crop_fill", "crop_ratio", "interpolation"),
+    *("flip", "rotate", "random_erase"),
+)
 
 
 def check_recipe(recipe: Recipe) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import v2
 
 from deit_tract.common.device import send
-from deit_tract.data.transforms import colour
+from deit_tract.data.transforms import colour, erase
 from deit_tract.data.transforms.auto_augment import auto_augment
 from deit_tract.recipe.settings.recipe import Data, Recipe
 
@@ -118,38 +118,72 @@ def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
     return ImageOps.posterize(image, bits) if bits else image.point(lambda value: 0)
 
 
+class RandomErase:
+    """Erase a box of a normalised image (c, h, w), in place (erase.py)."""
+
+    def __init__(self, probability: float):
+        self.probability = probability
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        box = erase.draw(self.probability, *image.shape[1:])
+        return erase.apply(image.unsqueeze(0), torch.tensor([box])).squeeze(0)
+
+
 def train_transform(recipe: Recipe) -> Callable[[Image.Image], torch.Tensor]:
-    """Return crop, flip, rotation, warp, 3-Augment, jitter, tensor, normalise: DeiT-III's order.
+    """Return crop, flip, rotation, warp, 3-Augment, jitter, tensor, normalise, erase: DeiT's order.
 
     For one image, as torchvision has it; training uses the same in two parts, `TrainTransform`.
     """
-    normalize = Normalize(recipe.data.mean, recipe.data.std)
-    return v2.Compose([*geometry(recipe), *colours(recipe), normalize])
+    steps = [*geometry(recipe), *colours(recipe), Normalize(recipe.data.mean, recipe.data.std)]
+    if recipe.augment.random_erase:
+        steps.append(RandomErase(recipe.augment.random_erase))
+    return v2.Compose(steps)
 
 
 class TrainTransform:
     """`train_transform` in two parts: PIL image to uint8 (h, w, c), and `finish` for a batch.
 
     The values are the same, but only a quarter of the bytes goes from process to process and to the
-    device.
+    device. With random erasing it makes {"image": uint8 (h, w, c), "erase_boxes": (5,)}.
     """
 
     def __init__(self, recipe: Recipe):
         self.geometry, self.colours = geometry(recipe), colours(recipe)
         self.normalize = Normalize(recipe.data.mean, recipe.data.std)
+        self.erase = recipe.augment.random_erase
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Image.Image) -> torch.Tensor | dict[str, torch.Tensor]:
         for step in self.geometry + self.colours:
             image = step(image)
-        return pixels_of(image)
+        return self.sample(pixels_of(image))
 
-    def finish(self, images: torch.Tensor, draws: torch.Tensor | None = None) -> torch.Tensor:
-        """Turn uint8 (b, h, w, c) into normalised float32 (b, c, h, w), after any draws (b, 8)."""
+    def sample(
+        self, pixels: torch.Tensor, draws: torch.Tensor | None = None
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Return pixels (h, w, c) with what `finish` needs besides, if anything."""
+        sample = {"image": pixels}
+        if draws is not None:
+            sample["draws"] = draws
+        if self.erase:
+            sample["erase_boxes"] = torch.tensor(erase.draw(self.erase, *pixels.shape[:2]))
+        return sample if len(sample) > 1 else pixels
+
+    def finish(
+        self,
+        images: torch.Tensor,
+        draws: torch.Tensor | None = None,
+        erase_boxes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Turn uint8 (b, h, w, c) into normalised float32 (b, c, h, w).
+
+        Draws (b, 8) of colours come before, erase_boxes (b, 5) after it; both stay on the CPU.
+        """
         images = images.permute(0, 3, 1, 2).contiguous()
         if draws is not None:
             images = colour.apply(images, draws)
         constants = (self.normalize.mean, self.normalize.std)
-        return colour.normalize(images, *(send(each, images.device) for each in constants))
+        images = colour.normalize(images, *(send(each, images.device) for each in constants))
+        return images if erase_boxes is None else erase.apply(images, erase_boxes)
 
 
 def geometry(recipe: Recipe) -> list[Callable]:

@@ -40,7 +40,7 @@ class FastTransform(augment.TrainTransform):
     """A uint8 array (height, width[, 3]) to a uint8 tensor (h, w, c), for `finish` to normalise.
 
     With `defer` to {"image": uint8 tensor (h, w, c), "draws": row}: `finish` then applies the
-    colours, too.
+    colours, too. Boxes to erase are as in `augment.TrainTransform`.
     """
 
     def __init__(self, recipe: Recipe, defer: bool):
@@ -57,8 +57,8 @@ class FastTransform(augment.TrainTransform):
             pixels = _on_tensor(step, pixels)
         pixels = _on_pil(self.on_pil, pixels)
         if self.defer:
-            return {"image": pixels.permute(1, 2, 0).contiguous(), "draws": draw(self.colours)}
-        return _on_pil(self.colours, pixels).permute(1, 2, 0).contiguous()
+            return self.sample(pixels.permute(1, 2, 0).contiguous(), draw(self.colours))
+        return self.sample(_on_pil(self.colours, pixels).permute(1, 2, 0).contiguous())
 
 
 def _on_tensor(step: Callable, pixels: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ class Data(Section):
     workers: Free[Annotated[int, Field(ge=0, le=256)]] = key(4, "loaders per process")
     resident: ForClassify[Free[bool]] = key(
         False,
-        "images stay on the device as one uint8 tensor; supports only crop_padding, flip, rotate",
+        "images stay on the device as one uint8 tensor; supports only crop_padding, flip, rotate, "
+        "random_erase",
     )
     pipeline: ForClassify[Literal["exact", "fast"]] = key(
         "exact", "training images: PIL to the last bit, or faster resizes that round otherwise"
@@ -160,6 +161,9 @@ class Augment(Section):
     three_augment: bool = key(False, "one of greyscale, solarize, blur on every image (DeiT-III)")
     color_jitter: Annotated[float, Field(ge=0, le=10)] = key(
         0.0, "strength for brightness, contrast and saturation"
+    )
+    random_erase: Probability = key(
+        0.0, "probability that a box of 2 to 33 % of the image becomes normal noise"
     )
 
 

@@ -14,6 +14,7 @@ from deit_tract.data.stream import Once, Stream, View
 from deit_tract.data.transforms import augment
 from deit_tract.recipe.describe import differences
 from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.settings.recipe import Augment
 from tests.helpers.images import noise
 
 RECIPE = "cifar10_cnn_8ep_sgd"
@@ -53,7 +54,8 @@ def assert_equal(ours: list, theirs: list) -> None:
         ("augment.flip=0",),
         ("augment.crop_padding=0", "augment.flip=0"),
         ("augment.flip=0.9", "augment.crop_padding=1", "seed=3"),
-        ("augment.rotate=15",),
+        ("augment.rotate=15", "augment.random_erase=0.5"),
+        ("augment.random_erase=1", "augment.crop_padding=0", "augment.flip=0"),
         ("augment.rotate=180", "augment.crop_padding=0", "augment.flip=0"),
         ("data.channels=1", "data.mean=[0.3]", "data.std=[0.7]", "augment.rotate=40"),
     ],
@@ -95,7 +97,7 @@ def test_a_gpu_has_the_same_pixels():
 
 
 def test_crops_and_flips_are_all_there():
-    draws = resident.Draws(padding=4, flip=0.5, rotate=0.0, size=32)
+    draws = resident.Draws(Augment(crop_padding=4, flip=0.5), size=32)
     rows = draws.__getitems__([View(5, seed) for seed in range(2000)]).data["rows"]
     assert rows[:, 0].eq(5).all()
     for column, values in ((1, 9), (2, 9), (3, 2)):

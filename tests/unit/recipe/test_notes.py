@@ -17,10 +17,11 @@ save.background save.every_epochs save.every_steps save.keep
 """
 CLASSIFY = """
 augment.affine augment.auto_augment augment.color_jitter augment.crop_fill augment.crop_padding
-augment.crop_ratio augment.crop_scale augment.interpolation augment.rand_augment augment.rotate
-augment.three_augment batch.lanes_per_forward data.pipeline data.resident evaluate.crop expect.top1
-loss mix.cutmix mix.mixup mix.prob mix.switch_prob model.class_token_std model.drop_path
-model.drop_path_mode model.new_head model.train precision.compile
+augment.crop_ratio augment.crop_scale augment.interpolation augment.rand_augment
+augment.random_erase augment.rotate augment.three_augment batch.lanes_per_forward data.pipeline
+data.resident evaluate.crop expect.top1 loss mix.cutmix mix.mixup mix.prob mix.switch_prob
+model.class_token_std model.drop_path model.drop_path_mode model.new_head model.train
+precision.compile
 """
 DETECT = "detect evaluate.pictures expect.map07 model.unfreeze_from"
 

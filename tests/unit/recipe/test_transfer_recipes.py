@@ -82,12 +82,13 @@ def test_both_arms_are_equal_but_for_tract_and_held_to_table_4(name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_sgd_changes_optimizer_floor_and_drop_path_alone(name):
+def test_sgd_changes_optimizer_floor_drop_path_and_erasing_alone(name):
     base = f"transfer_{name}_vit_s"
     changed = {
         line.split(":")[0] for line in differences(load_recipe(base), load_recipe(f"{base}_sgd"))
     }
-    assert changed == {
+    erasing = {"augment.random_erase"} if name in ("flowers102", "cars") else set()
+    assert changed == erasing | {
         "model.drop_path",
         "optim.lr",
         "optim.name",
