@@ -84,7 +84,7 @@ def script(function: Callable[[], None]) -> None:
             raise
         sys.exit(_report(died))
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command resumes from the last checkpoint")
+        sys.exit("interrupted: the same command resumes from the last checkpoint, if there is one")
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -202,9 +202,21 @@ def lanes_of(rank: int, processes: int, lanes: int) -> range:
 
 
 def check_folder(folder: Path, recipe: Recipe) -> None:
-    """Raise UserError if the folder holds a run of another recipe."""
+    """Raise UserError if the folder holds a run of another recipe.
+
+    What a start left that failed before its first result is no run.
+    """
     path = folder / "recipe.yaml"
-    changed = differences(load_recipe(str(path)), recipe) if path.exists() else []
+    there = path.exists() and _holds_results(folder)
+    changed = differences(load_recipe(str(path)), recipe) if there else []
     if changed:
         what = f"holds a run of another recipe ({'; '.join(changed)})"
         raise UserError(folder, what, "choose another --output, or put the values back")
+
+
+def _holds_results(folder: Path) -> bool:
+    """Whether a folder has a checkpoint, metrics, or the weights of an export."""
+    metrics = folder / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size > 0:
+        return True
+    return any(folder.glob("checkpoints/step_*")) or any(folder.glob("model.safetensors"))

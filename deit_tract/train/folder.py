@@ -10,21 +10,24 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.files import disk_errors, write_atomic
+from deit_tract.data.guards import check_opens, fingerprint, other_classes, other_images
+from deit_tract.data.sets.images import Splits
 from deit_tract.recipe.describe import explain
-from deit_tract.recipe.launch import check_folder
 from deit_tract.recipe.resolve import Recipe
 from deit_tract.recipe.source import ROOT
 
 PACKAGES = (
     "torch torchvision timm accelerate deepspeed numpy pillow simplejpeg scikit-learn pydantic"
 )
+
+DATA = "fingerprint.json"
 
 
 class Lock:
@@ -76,17 +79,54 @@ class Lock:
             self._file = None
 
 
-def open_folder(folder: Path, recipe: Recipe, accelerator: Accelerator) -> None:
-    """Make a run's folder, or resume the run in it.
+def check_data(folder: Path, recipe: Recipe, data: Splits, resumes: bool) -> dict[str, Any]:
+    """Return the data's fingerprint, after comparing it with that of the run in the folder.
 
-    Raises UserError if another recipe ran there or if it cannot be written.
+    Raises UserError if a run would go on with other data, or if its validation images are seen to
+    be unreadable. Runs of older versions have no fingerprint.
     """
-    with disk_errors(folder, "choose another --output"):
-        folder.mkdir(parents=True, exist_ok=True)
-    check_folder(folder, recipe)
-    write_atomic(folder / "recipe.yaml", explain(recipe))
+    now = fingerprint(data)
+    before = read_data(folder) if resumes else None
+    if before is not None:
+        classes = other_classes(before["classes"], now["classes"])
+        if classes is not None:
+            what = f"was trained on other classes (now {classes})"
+            raise UserError(folder, what, "give its data, or another --output")
+        images = other_images(before, now)
+        if images is not None and recipe.data.verify:
+            what = f"was trained on other data (now {images})"
+            instead = "give its data or another --output, or set data.verify=false to go on anyway"
+            raise UserError(folder, what, instead)
+        if images is not None:
+            print(f"data.verify=false: the run goes on with other data ({images})", flush=True)
+    check_opens(data.val)
+    return now
+
+
+def read_data(folder: Path) -> dict[str, Any] | None:
+    """The fingerprint of the data that a run was trained on; None if it has none."""
+    path = folder / DATA
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        what = "is not what train.py wrote"
+        raise UserError(path, what, "remove it to go on without comparing the data") from None
+
+
+def describe_run(
+    folder: Path, recipe: Recipe, accelerator: Accelerator, data: dict[str, Any]
+) -> None:
+    """Write what a run is: its recipe, machine and data's fingerprint.
+
+    Called when nothing can refuse the start any more, so that a corrected command finds no other
+    run in the folder.
+    """
+    write_atomic(folder / DATA, json.dumps(data) + "\n")
     environment = json.dumps(_environment(accelerator), indent=1)
     write_atomic(folder / "environment.json", environment + "\n")
+    write_atomic(folder / "recipe.yaml", explain(recipe))
 
 
 def _environment(accelerator: Accelerator) -> dict:

@@ -14,6 +14,8 @@ from torch import Tensor
 from deit_tract.common.errors import UserError
 from deit_tract.data.feed import make_feed
 from deit_tract.data.loader import Batch, Replaced, worker_died
+from deit_tract.data.sets.imagenet import synsets
+from deit_tract.data.sets.images import Splits
 from deit_tract.data.sets.load import load_splits
 from deit_tract.data.stream import Stream
 from deit_tract.engine.batch_norm import RunningStatistics
@@ -22,7 +24,7 @@ from deit_tract.engine.processes import Stop, on_all, on_main
 from deit_tract.evaluators import build_evaluators
 from deit_tract.models.precision import resolve_precision
 from deit_tract.plan.lanes import lanes_per_forward
-from deit_tract.recipe.launch import lanes_of
+from deit_tract.recipe.launch import check_folder, lanes_of
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.schedule.durations import in_steps, total_steps
 from deit_tract.schedule.learning_rate import learning_rate
@@ -30,7 +32,7 @@ from deit_tract.tasks import build_task
 from deit_tract.train import checkpoint
 from deit_tract.train.clock import Clock
 from deit_tract.train.evaluate import evaluate
-from deit_tract.train.folder import Lock, open_folder
+from deit_tract.train.folder import Lock, check_data, describe_run
 from deit_tract.train.log import RunLog
 from deit_tract.train.meter import Meter
 from deit_tract.train.pace import Pace
@@ -51,9 +53,12 @@ def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
     on_main(accelerator, lock.take)
     try:
         with Stop(accelerator, recipe.faults.timeout) as stop:
-            on_main(accelerator, open_folder, folder, recipe, accelerator)
+            on_main(accelerator, check_folder, folder, recipe)
             newest = on_main(accelerator, checkpoint.newest, folder / "checkpoints")
-            run = on_all(accelerator, Run, recipe, folder, accelerator, newest, weights)
+            data = on_all(accelerator, load_splits, recipe.data, recipe.detect)
+            found = on_main(accelerator, check_data, folder, recipe, data, newest is not None)
+            run = on_all(accelerator, Run, recipe, folder, accelerator, data, newest, weights)
+            on_main(accelerator, describe_run, folder, recipe, accelerator, found)
             summary = _watched(run, stop)
             accelerator.end_training()
     finally:
@@ -90,6 +95,7 @@ class Run:
         recipe: Recipe,
         folder: Path,
         accelerator: Accelerator,
+        data: Splits,
         newest: Path | None,
         weights: str | None,
     ):
@@ -97,7 +103,6 @@ class Run:
         self.recipe = recipe
         self.folder = folder
         self.accelerator = accelerator
-        data = load_splits(recipe.data, recipe.detect)
         self.task = build_task(recipe, data.train)
         self.evaluators = build_evaluators(recipe, data.val)
         batch = recipe.batch
@@ -111,7 +116,8 @@ class Run:
         self.due = self._due()
         self.origin = None
         if weights is not None and newest is None:  # a resumed run has its own weights
-            self.origin = load_start_weights(self.task.model, recipe, weights)
+            classes = synsets(data.train)
+            self.origin = load_start_weights(self.task.model, recipe, weights, classes)
         self.averages = self._averages()
         progress = self._start(newest)
         self.statistics = RunningStatistics(self.task.model, batch.lanes)

@@ -32,6 +32,7 @@ def test_a_malicious_optimizer_state_is_refused_in_one_line(tmp_path, form):
 
 
 def test_a_recipe_in_a_runs_folder_runs_nothing(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "recipe.yaml").write_text(
         f"base: quickstart\nabout: !!python/object/apply:os.mkdir ['{tmp_path}/x']\n"
     )
