@@ -35,8 +35,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         """As argparse; text that could be neither printed nor kept in a file is refused."""
         for text in sys.argv[1:] if args is None else args:
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                what = f"'{short(text)}' is not UTF-8"
+            if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text):
+                what = f"'{short(text)}' is not UTF-8 text"
                 raise UserError("command line", what, "rename what it names")
         return super().parse_known_args(args, namespace)
 
@@ -147,10 +147,12 @@ def _ending(summary: dict, headline: str) -> str:
         names = [name for name in values if name in (headline, f"ema_{headline}")]
         return ", ".join(f"{name} {values[name]:.2f}" for name in names)
 
-    best = ""
-    if summary["best"] != summary["final"]:
-        best = f" (best {metrics(summary['best'])} at step {summary['best']['step']:,})"
     length = f"{summary['steps']:,} steps in {summary['seconds']:.0f} s"
+    if summary["final"] is None:
+        return f"finished after {length}; metrics.jsonl has no evaluation"
+    best = ""
+    if summary["best"] not in (None, summary["final"]):
+        best = f" (best {metrics(summary['best'])} at step {summary['best']['step']:,})"
     return f"finished: {metrics(summary['final'])}{best} after {length}"
 
 

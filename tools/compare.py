@@ -48,6 +48,9 @@ def main() -> None:
         key = arguments.published or group.recipe.expect.published
         if key:
             entries.setdefault(published.find(key).key, []).append(group)
+    curves = [run.metrics for run in runs] + [published.find(key).epochs for key in entries]
+    if arguments.plot and not any(curves):
+        raise UserError("--plot", "no run has metrics yet", "leave out --plot")
     print(comparison(runs, groups, entries))
     if arguments.plot:
         plot(groups, entries, arguments.plot)

@@ -23,8 +23,8 @@ def short(text: str, most: int = 100) -> str:
 
 
 def brief(error: Exception) -> str:
-    """Return another library's error message on one line, cut after 200 characters."""
-    return short(" ".join(str(error).split()), 200)
+    """Return another library's error message, or its type, on one line of 200 characters."""
+    return short(" ".join(str(error).split()), 200) or type(error).__name__
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

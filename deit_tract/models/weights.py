@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torchvision.models import get_weight
 
 from deit_tract.common.errors import UserError
-from deit_tract.common.text import brief, listed
+from deit_tract.common.text import brief, listed, short
 from deit_tract.models.detector import Detector
 
 Weights = dict[str, Tensor]
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+KNOWN = FLOATS | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 # Where VGG-16 of torchvision and of timm has the detector's linear layers; its last one is left out
 LINEAR = {
@@ -40,7 +42,7 @@ def load_weights(model: nn.Module, source: str, new_head: bool = False) -> None:
         _load_detector_weights(model, read_tensors(source), source)
         return
     weights = read_weights(source)
-    if isinstance(weights.get("pos_embed"), Tensor):
+    if "pos_embed" in weights:
         weights["pos_embed"] = _resized_pos_embed(weights["pos_embed"], model)
     classifier = model.pretrained_cfg["classifier"]
     own = model.state_dict()
@@ -54,23 +56,45 @@ def load_weights(model: nn.Module, source: str, new_head: bool = False) -> None:
             return "set model.new_head=true for other classes"
         return "is it of another model?"
 
-    _check_same_keys(own, weights, source, advise)
+    check_fit(own, weights, source, advise)
     model.load_state_dict(weights, strict=not new_head)
 
 
-def _check_same_keys(
+def load_state(model: nn.Module, state: Weights, source: str) -> None:
+    """Load a complete state dict. Raises UserError if it is not one of this model."""
+    check_fit(model.state_dict(), state, source, lambda keys: "is it of another model?")
+    model.load_state_dict(state)
+
+
+def check_fit(
     own: Weights, weights: Weights, source: str, advise: Callable[[list[str]], str]
 ) -> None:
-    """Raise UserError with the keys that are missing, unexpected or of another shape."""
-    shapes = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
+    """Raise UserError with the keys that are missing or unexpected, or whose tensors do not fit.
+
+    A tensor fits if it has the shape and the kind (floating point or not) of the model's, and if
+    all of its numbers are finite.
+    """
+    both = sorted(own.keys() & weights.keys())
+    shapes = [key for key in both if own[key].shape != weights[key].shape]
+    kinds = [key for key in both if own[key].dtype in FLOATS and weights[key].dtype not in FLOATS]
+    kinds += [key for key in both if own[key].dtype not in FLOATS and weights[key].dtype in FLOATS]
     problems = {
         "lacks": own.keys() - weights.keys(),
         "has unexpected": weights.keys() - own.keys(),
         "has other shapes for": shapes,
+        "has another kind of numbers for": kinds,
     }
     for what, keys in problems.items():
         if keys:
             raise UserError(source, f"{what} {listed(sorted(keys))}", advise(sorted(keys)))
+    bad = [key for key in both if not _is_usable(weights[key])]
+    if bad:
+        what = f"contains NaN or infinity in {listed(bad)}"
+        raise UserError(source, what, "use weights from before the run diverged")
+
+
+def _is_usable(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def read_weights(source: str) -> Weights:
@@ -80,7 +104,11 @@ def read_weights(source: str) -> Weights:
     """
     weights = read_tensors(source)
     names = [re.sub("gamma_([12])", r"ls\1.gamma", key) for key in weights]
-    return dict(zip(names, weights.values(), strict=True))
+    found = dict(zip(names, weights.values(), strict=True))
+    if len(found) < len(names):
+        what = "has both of DeiT-III's gamma and timm's ls.gamma"
+        raise UserError(source, what, "keep one of them")
+    return found
 
 
 def read_tensors(source: str) -> Weights:
@@ -98,11 +126,31 @@ def read_tensors(source: str) -> Weights:
         raise UserError(source, f"cannot be read as weights ({brief(error)})") from None
     if isinstance(content, dict):
         content = content.get("model", content.get("state_dict", content))
-    named = isinstance(content, dict) and content
-    if not named or not all(isinstance(value, Tensor) for value in content.values()):
+    problem = _problem(content)
+    if problem is not None:
         instead = "expected names and tensors, bare or under 'model'"
-        raise UserError(source, "holds no weights", instead)
+        raise UserError(source, f"holds no weights ({problem})", instead)
     return content
+
+
+def _problem(content: object) -> str | None:
+    """Return why a file's content is not named plain tensors in memory, or None."""
+    if not isinstance(content, dict) or not content:
+        return "it is empty" if content == {} else f"it is of type {type(content).__name__}"
+    for key, value in content.items():
+        if not isinstance(key, str):
+            return f"a name is of type {type(key).__name__}"
+        if not isinstance(value, Tensor):
+            return f"{short(key)} is of type {type(value).__name__}"
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            kind = "quantized" if value.is_quantized else value.layout
+            return f"{short(key)} is a {kind} tensor on {value.device.type}"
+        if value.dtype not in KNOWN:
+            return f"{short(key)} is of {value.dtype}"
+        if value.nbytes > value.untyped_storage().nbytes():
+            # a view of few numbers can claim any shape
+            return f"{short(key)} claims more numbers than there are"
+    return None
 
 
 def _read(source: str) -> object:
@@ -126,9 +174,13 @@ def _resized_pos_embed(table: Tensor, model: nn.Module) -> Tensor:
     prefix = getattr(model, "num_prefix_tokens", 0)
     if getattr(model, "no_embed_class", False):
         prefix = 0
-    side = math.isqrt(table.shape[1] - prefix)
-    if table.ndim != 3 or side**2 != table.shape[1] - prefix:
-        return table  # not a square grid of this model: its shape is refused later
+    own = getattr(model, "pos_embed", None)
+    if own is None or table.ndim != 3 or table.dtype not in FLOATS:
+        return table  # refused later, as what is below
+    side = math.isqrt(max(table.shape[1] - prefix, 0))
+    same_width = (table.shape[0], table.shape[2]) == (own.shape[0], own.shape[2])
+    if not side or side**2 != table.shape[1] - prefix or not same_width:
+        return table
     options = {"interpolation": "bicubic", "antialias": False}
     grid = list(model.patch_embed.grid_size)
     return resample_abs_pos_embed(table, grid, [side, side], prefix, **options)
@@ -146,7 +198,7 @@ def _load_detector_weights(net: Detector, weights: Weights, source: str) -> None
         given = ("backbone.", "roi_heads.box_head.")
         own = {key: value for key, value in own.items() if key.startswith(given)}
     expected = "expected VGG-16 without batch normalisation, or a detector with the same classes"
-    _check_same_keys(own, weights, source, lambda keys: expected)
+    check_fit(own, weights, source, lambda keys: expected)
     net.load_state_dict(weights, strict=False)
 
 

@@ -1,11 +1,10 @@
 """An exported model's card (README.md): what it is, what it reached, how it is loaded."""
 
-import json
 from pathlib import Path
-from typing import Any
 
+from deit_tract.common.text import on_one_line
 from deit_tract.results.trained import Trained
-from deit_tract.train.log import read_metrics
+from deit_tract.train.records import Environment, read_environment, read_metrics, read_summary
 
 CARD = """---
 library_name: timm
@@ -60,12 +59,12 @@ def model_card(model: Trained, ema: bool, name: str) -> str:
 
 def _ending(run: Path) -> str:
     """Return ` of a run that ...` unless the run finished."""
-    summary = _json(run / "summary.json")
+    summary = read_summary(run)
     if summary is None:
         return " of a run that has not finished"
-    if summary["exit"] == "finished":
+    if summary.exit == "finished":
         return ""
-    return f" of a run that ended otherwise ({summary['exit']})"
+    return f" of a run that ended otherwise ({on_one_line(summary.exit)})"
 
 
 def _reached(run: Path, step: int, prefix: str) -> str:
@@ -81,12 +80,8 @@ def _reached(run: Path, step: int, prefix: str) -> str:
 
 
 def _versions(run: Path) -> str:
-    environment = _json(run / "environment.json") or {}
-    packages = environment.get("packages", {})
+    environment = read_environment(run) or Environment()
+    packages = environment.packages
     named = [f"{name} {packages[name]}" for name in ("torch", "timm") if packages.get(name)]
-    commit = [f"commit {environment['commit']}"] if environment.get("commit") else []
-    return ", ".join(["deit_tract", *commit, *named])
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    commit = [f"commit {environment.commit}"] if environment.commit else []
+    return on_one_line(", ".join(["deit_tract", *commit, *named]))

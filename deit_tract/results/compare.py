@@ -4,6 +4,7 @@ from itertools import combinations
 from statistics import fmean
 
 from deit_tract.common import text
+from deit_tract.common.text import on_one_line
 from deit_tract.recipe import published
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.results.runs import (
@@ -49,7 +50,7 @@ def lambda_text(recipe: Recipe) -> str:
 def run_row(run: RunRecord) -> dict[str, str]:
     """Return what a run is and what it reached."""
     losses = run.curve("loss")
-    seconds = run.summary.get("seconds")
+    seconds = run.summary.seconds
     return {
         "run": run.name,
         "recipe": run.recipe.about,
@@ -60,7 +61,7 @@ def run_row(run: RunRecord) -> dict[str, str]:
         "best": f"{max(value for _, value in run.score):.2f}" if run.score else "-",
         "loss": f"{losses[-1][1]:.4f}" if losses else "-",
         "minutes": "-" if seconds is None else f"{seconds / 60:.1f}",
-        "exit": run.summary["exit"],
+        "exit": on_one_line(run.summary.exit),
     }
 
 

@@ -39,11 +39,12 @@ def plot(groups: list[Group], entries: dict[str, list[Group]], file: Path) -> No
     for index, entry in enumerate(curves):
         draw_published(axes, entry, DASHES[index % len(DASHES)])
     runs = [run for group in groups for run in group.runs]
-    last = max((record["epoch"] for run in runs for record in run.metrics), default=1)
+    last = max((record["epoch"] for run in runs for record in run.metrics), default=0)
     for axis, title in zip(axes, titles, strict=True):
-        axis.set(xlabel="epoch", ylabel=title, xlim=(0, 1.02 * last))
+        axis.set(xlabel="epoch", ylabel=title, xlim=(0, 1.02 * last or 1))
         axis.grid(alpha=0.3)
-    add_legend(figure, *axes[0].get_legend_handles_labels())
+    legends = [axis.get_legend_handles_labels() for axis in axes]
+    add_legend(figure, *max(legends, key=lambda legend: len(legend[1])))
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:
@@ -54,7 +55,10 @@ def plot(groups: list[Group], entries: dict[str, list[Group]], file: Path) -> No
 def draw(axis: Any, group: Group, curves: list[Points], color: str) -> None:
     """Draw the mean of a group's curves as a line, and each of several as a thin one."""
     average = smooth(mean_curve(curves))
-    label = group.name if len(curves) == 1 else f"{group.name}: mean of {len(curves)}"
+    if not average:
+        return
+    name = group.name.replace("$", r"\$").lstrip("_")  # neither mathematics nor a hidden label
+    label = name if len(curves) == 1 else f"{name}: mean of {len(curves)}"
     marker = "." if len(average) < 40 else None
     axis.plot(*zip(*average, strict=True), color=color, label=label, marker=marker)
     if len(curves) > 1:
@@ -70,7 +74,7 @@ def draw_published(axes: Any, entry: published.Published, dash: str) -> None:
 
 def add_legend(figure: Any, handles: list, names: list[str]) -> None:
     """Add a legend with as many columns as a line of about 150 letters has room for."""
-    room = 150 // (6 + max(map(len, names)))
+    room = 150 // (6 + max(map(len, names), default=0))
     columns = max(1, min(len(names), room))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
 

@@ -1,6 +1,5 @@
 """Runs read back from their folders: curves, groups over seeds, what one gains over another."""
 
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from deit_tract.common.errors import UserError
 from deit_tract.recipe.describe import differences
 from deit_tract.recipe.resolve import Recipe, load_recipe
 from deit_tract.recipe.settings.recipe import HEADLINES
-from deit_tract.train.log import read_metrics
+from deit_tract.train.records import METRICS, Summary, read_metrics, read_summary
 from deit_tract.train.weights_source import recipe_of_run
 
 Points = list[tuple[float, float]]  # (epoch, value), epochs rising
@@ -26,7 +25,7 @@ class RunRecord:
     name: str
     recipe: Recipe
     metrics: list[dict]
-    summary: dict
+    summary: Summary
 
     def curve(self, key: str) -> Points:
         return [(record["epoch"], record[key]) for record in self.metrics if key in record]
@@ -38,7 +37,7 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        return self.summary["exit"] == "finished" and bool(self.score)
+        return self.summary.exit == "finished" and bool(self.score)
 
 
 @dataclass(eq=False)
@@ -85,10 +84,28 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
         if paths.count(path) > 1:
             raise UserError(folder, "is given twice", "name each run once")
         recipe = load_recipe(str(recipe_of_run(folder)))
-        file = path / "summary.json"
-        summary = json.loads(file.read_text()) if file.exists() else {"exit": "running or killed"}
-        runs.append(RunRecord(str(path.relative_to(above)), recipe, read_metrics(path), summary))
+        summary = read_summary(path) or Summary(exit="running or killed")
+        run = RunRecord(str(path.relative_to(above)), recipe, read_metrics(path), summary)
+        _check_ending(run, path)
+        runs.append(run)
     return runs
+
+
+def _check_ending(run: RunRecord, folder: Path) -> None:
+    """Raise UserError if the metrics of a finished run end before it, or with another result."""
+    summary = run.summary
+    if summary.exit != "finished":
+        return
+    last = run.metrics[-1]["step"] if run.metrics else 0
+    score = run.score[-1][1] if run.score else None
+    told = summary.final and summary.final.get(run.recipe.headline)
+    if summary.steps is not None and last < summary.steps:
+        what = f"ends at step {last:,} of {summary.steps:,}, which the run has finished"
+    elif told is not None and told != score:
+        what = "its last evaluation is not the one in summary.json"
+    else:
+        return
+    raise UserError(folder / METRICS, what, "take a copy that is complete")
 
 
 def differing(one: Recipe, other: Recipe) -> set[str]:

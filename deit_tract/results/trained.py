@@ -18,7 +18,7 @@ from deit_tract.common.errors import UserError
 from deit_tract.common.text import brief
 from deit_tract.data.transforms import augment
 from deit_tract.models.build import build_model
-from deit_tract.models.weights import load_weights, read_weights
+from deit_tract.models.weights import Weights, load_weights, read_weights
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Data, Recipe
 from deit_tract.train.weights_source import WeightsSource, find_weights, recipe_of_run
@@ -183,5 +183,10 @@ def _shape(name: str, weights: str) -> dict[str, int]:
         return {}
     tensors = read_weights(weights)
     places = {"num_classes": (config.classifier, 0), "in_chans": (config.first_conv, 1)}
-    found = {key: (tensors.get(f"{layer}.weight"), axis) for key, (layer, axis) in places.items()}
-    return {key: tensor.shape[axis] for key, (tensor, axis) in found.items() if tensor is not None}
+    shapes = {key: (_shape_of(tensors, layer), axis) for key, (layer, axis) in places.items()}
+    return {key: shape[axis] for key, (shape, axis) in shapes.items() if axis < len(shape)}
+
+
+def _shape_of(tensors: Weights, layer: object) -> torch.Size:
+    weight = tensors.get(f"{layer}.weight")
+    return torch.Size() if weight is None else weight.shape

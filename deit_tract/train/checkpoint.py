@@ -9,21 +9,26 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.files import disk_errors, sync_folder, write_through
+from deit_tract.common.text import brief
+from deit_tract.models.weights import read_tensors
+from deit_tract.train.records import digest, read_progress
 
 FOLDER = "checkpoints"  # of a run
+NEEDED = {"model.safetensors", "optimizer.pt"}
 
 
 def save(
@@ -60,7 +65,9 @@ def _write(
     files = {f"{name}.safetensors": _serialized(state) for name, state in weights.items()}
     files["optimizer.pt"] = _pickled(optimizer)
     digests = {name: write_through(folder / name, data) for name, data in files.items()}
-    text = json.dumps({"step": step, **progress, "files": digests}, indent=1)
+    content = {"step": step, **progress, "files": digests}
+    content["sha256"] = digest(json.loads(json.dumps(content)))  # as it will be read back
+    text = json.dumps(content, indent=1)
     write_through(folder / "progress.json", text.encode())
     sync_folder(folder)
 
@@ -115,8 +122,8 @@ def path_of(folder: Path, step: int) -> Path:
 
 def step_of(path: Path) -> int | None:
     """Return the step that a checkpoint's folder is named after; None for another name."""
-    prefix, _, number = path.name.partition("_")
-    return int(number) if prefix == "step" and number.isdigit() else None
+    number = re.fullmatch("step_([0-9]{8,18})", path.name)
+    return int(number[1]) if number else None
 
 
 def steps(folder: Path) -> list[int]:
@@ -153,6 +160,8 @@ def newest(folder: Path, say: Callable[[str], None] = print, tidy: bool = True) 
     saving just now. Raises UserError if all checkpoints are broken: to start over would silently
     lose a run.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(folder, "is not a folder", "move it away to start from step 0")
     for leftover in folder.glob(".step_*.tmp") if tidy else ():
         shutil.rmtree(leftover, ignore_errors=True)
     found = steps(folder)
@@ -173,28 +182,49 @@ def verify(path: Path) -> str | None:
     Compares the size and SHA-256 of every file with those at writing.
     """
     try:
-        files = json.loads((path / "progress.json").read_text(encoding="utf-8"))["files"]
-        for name, digest in files.items():
-            if _digest(path / name) != digest:
+        progress = read_progress(path)
+        if progress.step != step_of(path):
+            return f"progress.json is of step {progress.step}"
+        for name in sorted(NEEDED - progress.files.keys()):
+            return f"progress.json does not know {name}"
+        for name, known in progress.files.items():
+            if _digest(path / name) != known:
                 return f"{name} is truncated or changed"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
+    except UserError as error:
+        return f"{Path(error.args[0]).name} {error.args[1]}"
+    except OSError as error:
+        return f"{Path(error.filename).name}: {error.strerror}"
     return None
 
 
 def read(path: Path) -> tuple[dict[str, dict], dict, dict[str, Any]]:
     """Read a verified checkpoint as (weights, optimizer, progress), on the CPU.
 
-    Raises UserError if optimizer.pt contains anything but tensors and plain values: its checksum
-    tells that it is intact, not who wrote it.
+    Raises UserError if a file has anything but tensors and plain values: its checksum tells that it
+    is intact, not who wrote it.
     """
-    weights = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+    progress = read_progress(path)
+    names = [name for name in progress.files if name.endswith(".safetensors")]
+    weights = {Path(name).stem: read_tensors(str(path / name)) for name in names}
+    own = "use a checkpoint of your own"
     try:
         optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     except UnpicklingError:
         what = "contains objects train.py never writes; nothing was executed"
-        raise UserError(path / "optimizer.pt", what, "use a checkpoint of your own") from None
-    return weights, optimizer, json.loads((path / "progress.json").read_text(encoding="utf-8"))
+        raise UserError(path / "optimizer.pt", what, own) from None
+    except Exception as error:  # whatever the format's reader raises
+        raise UserError(path / "optimizer.pt", f"cannot be read ({brief(error)})", own) from None
+    return weights, optimizer, progress.model_dump()
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Turn what an optimizer raises about another's state into a UserError."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        what = f"is not of this recipe's optimizer ({type(error).__name__}: {brief(error)})"
+        raise UserError(path / "optimizer.pt", what, "use a checkpoint of this run") from None
 
 
 def _serialized(state: dict[str, torch.Tensor]) -> bytes:
@@ -207,6 +237,6 @@ def _pickled(state: dict) -> bytes:
     return buffer.getvalue()
 
 
-def _digest(path: Path) -> list:
+def _digest(path: Path) -> tuple[int, str]:
     with open(path, "rb") as file:
-        return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()

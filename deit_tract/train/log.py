@@ -1,6 +1,7 @@
 """What process 0 reports of a run: metrics.jsonl, summary.json, progress line, trackers."""
 
 import json
+import shutil
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from deit_tract.common.files import disk_errors, write_atomic
 from deit_tract.recipe import published
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.train.clock import Clock
+from deit_tract.train.records import read_metrics
 
 
 class RunLog:
@@ -55,7 +57,12 @@ class RunLog:
 
     def _cut(self, start: int) -> None:
         """Drop what a killed run wrote after the checkpoint that this one resumes from."""
-        kept = [record for record in read_metrics(self.folder) if record["step"] <= start]
+        broken: list[str] = []
+        records = read_metrics(self.folder, broken.append)
+        kept = [record for record in records if record["step"] <= start]
+        if broken:
+            copy = shutil.copy(self._metrics, f"{self._metrics}.broken")
+            self.say(f"{broken[0]}; {copy} is a copy of the file")
         write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
         evaluations = [record for record in kept if self.headline in record]
         self.final = evaluations[-1] if evaluations else None
@@ -153,15 +160,3 @@ class RunLog:
 def _numbers(values: dict) -> dict[str, float]:
     """Only the numbers; a detector's average precision by class is a dictionary."""
     return {key: value for key, value in values.items() if isinstance(value, int | float)}
-
-
-def read_metrics(folder: Path) -> list[dict]:
-    """The records of a run's metrics.jsonl; a last line cut off by a crash is left out."""
-    path = Path(folder) / "metrics.jsonl"
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records

@@ -23,6 +23,7 @@ from deit_tract.engine.launch import launch, prepare
 from deit_tract.engine.processes import Stop, on_all, on_main
 from deit_tract.evaluators import build_evaluators
 from deit_tract.models.precision import resolve_precision
+from deit_tract.models.weights import load_state
 from deit_tract.plan.lanes import lanes_per_forward
 from deit_tract.recipe.launch import check_folder, lanes_of
 from deit_tract.recipe.settings.recipe import Recipe
@@ -154,13 +155,14 @@ class Run:
             self.engine = prepare(self.accelerator, self.recipe, model)
             return {"step": 0, "clock": None, "best": None, "meter": None}
         weights, state, progress = checkpoint.read(path)
-        model.load_state_dict(weights["model"])  # before an engine may cut it up
+        load_state(model, weights["model"], str(path))  # before an engine may cut it up
         for name, average in self.averages.items():
-            average.module.load_state_dict(weights[name])
+            load_state(average.module, weights.get(name, {}), f"{path}: {name}")
         self.engine = prepare(self.accelerator, self.recipe, model)
-        self.engine.load_optimizer(state["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        with checkpoint.fitting(path):
+            self.engine.load_optimizer(state["optimizer"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
         return progress
 
     def _resume(self, progress: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import timm
 
 from deit_tract.common.errors import UserError
+from deit_tract.recipe.source import read_text
 from deit_tract.train import checkpoint
 
 HUBS = ("timm:", "torchvision:")
@@ -69,9 +70,12 @@ def find_weights(given: str, step: int | None = None, ema: bool = False) -> Weig
 
 def recipe_of_run(folder: Path) -> Path:
     """Return the recipe in a run's folder. Raises UserError if the folder holds no run."""
-    if not (folder / RECIPE).is_file():
+    path = folder / RECIPE
+    if not path.is_file():
         raise UserError(folder, "holds no run", "give a folder that train.py wrote")
-    return folder / RECIPE
+    if not read_text(path).endswith("\n"):
+        raise UserError(path, "is cut off", "take a copy that is complete")
+    return path
 
 
 def _of_run(given: str, kind: str, run: Path, step: int | None, ema: bool) -> WeightsSource:

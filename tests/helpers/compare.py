@@ -48,6 +48,7 @@ def write(
     records += [
         {"step": int(epoch * 10), "epoch": float(epoch), "loss": 1 / (1 + epoch)} for epoch in top1
     ]
+    records.sort(key=lambda record: record["step"])
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if exit is not None:
         (folder / "summary.json").write_text(json.dumps({"exit": exit, "seconds": 60.0}))

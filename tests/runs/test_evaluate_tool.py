@@ -14,6 +14,7 @@ from deit_tract.common.errors import UserError
 from deit_tract.data.sets.imagenet_labels import real_answers
 from deit_tract.models.drop_path import DropPath
 from deit_tract.results import trained
+from deit_tract.train import checkpoint
 from tests.helpers.evaluate_tool import (
     OFFICIAL,
     digits,  # noqa: F401 - a fixture
@@ -186,10 +187,8 @@ def test_a_run_without_averaged_weights_or_checkpoint(refused, digits, tmp_path)
     assert "is not intact (model.safetensors is truncated or changed); choose another" in refused(
         other, "--step", 30
     )
-    progress = json.loads((place / "progress.json").read_text())
-    del progress["files"]["ema.safetensors"], progress["files"]["model.safetensors"]
-    (place / "progress.json").write_text(json.dumps(progress))
-    (place / "ema.safetensors").unlink()
+    weights = {"model": load_file(digits[0] / "checkpoints" / place.name / "model.safetensors")}
+    checkpoint.save(other / "checkpoints", 30, weights, {}, {}, keep=1)
     assert "has no averaged weights; leave out --ema" in refused(other, "--ema")
 
 

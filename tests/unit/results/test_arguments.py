@@ -84,5 +84,5 @@ def test_a_folder_without_permission_is_named(tmp_path):
 def test_text_that_is_not_utf8_is_refused_in_every_option():
     parser = Parser()
     add_shared(parser, *SHARED)
-    with pytest.raises(UserError, match=r"command line: '/data/\\udcff' is not UTF-8; rename"):
+    with pytest.raises(UserError, match=r"command line: '/data/\\udcff' is not UTF-8 text; rename"):
         parser.parse_args(["--data-dir", "/data/\udcff"])
