@@ -105,18 +105,19 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.explain:
         print(explain(recipe), end="")
     elif arguments.plan:
-        _plan(recipe, folder, arguments.gpus)
+        _plan(recipe, folder, arguments.gpus, getattr(arguments, "checkpoint", None))
     else:
         finetune = hasattr(arguments, "checkpoint")
         _train(recipe, folder, finetune, arguments.checkpoint if finetune else None)
 
 
-def _plan(recipe: Recipe, folder: Path, gpus: int | None) -> None:
+def _plan(recipe: Recipe, folder: Path, gpus: int | None, weights: str | None) -> None:
     from deit_tract.plan import scaling
     from deit_tract.plan.plan import make_plan
     from deit_tract.plan.text import show_plan
+    from deit_tract.train.fill_in import fill_in
 
-    plan = make_plan(recipe, folder, gpus)
+    plan = make_plan(fill_in(recipe, folder, weights), folder, gpus)
     print(show_plan(plan) if gpus is None else scaling.show_scaled(plan, gpus))
 
 

@@ -8,6 +8,7 @@ from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import derive, seed_generators
 from deit_tract.models.detector import build_detector
 from deit_tract.models.drop_path import set_drop_path
+from deit_tract.models.weights import classifier_prefixes
 from deit_tract.recipe.settings.recipe import Model, Recipe
 
 
@@ -26,6 +27,9 @@ def build_model(recipe: Recipe) -> nn.Module:
 
 def _build_classifier(recipe: Recipe) -> nn.Module:
     model, data = recipe.model, recipe.data
+    if model.name is None:
+        what = "null, which given weights decide"
+        raise UserError("model.name", what, "use finetune.py --checkpoint")
     if not timm.is_model(model.name):
         near = timm.list_models(f"*{model.name.split('_')[0]}*")[:3]
         instead = f"try {', '.join(near)}" if near else ""
@@ -66,7 +70,7 @@ def freeze(net: nn.Module, train: str) -> None:
     if train == "all":
         return
     names = [name for name, _ in net.named_parameters()]
-    kept = [name for name in names if name.startswith(f"{net.pretrained_cfg['classifier']}.")]
+    kept = [name for name in names if name.startswith(classifier_prefixes(net))]
     if train == "attn":
         attention = [name for name in names if ".attn." in name]
         if not attention:

@@ -44,20 +44,25 @@ def load_weights(model: nn.Module, source: str, new_head: bool = False) -> None:
     weights = read_weights(source)
     if "pos_embed" in weights:
         weights["pos_embed"] = _resized_pos_embed(weights["pos_embed"], model)
-    classifier = model.pretrained_cfg["classifier"]
     own = model.state_dict()
+    head = classifier_prefixes(model)
     if new_head:
-        head = f"{classifier}."
         weights = {key: value for key, value in weights.items() if not key.startswith(head)}
         own = {key: value for key, value in own.items() if not key.startswith(head)}
 
     def advise(keys: list[str]) -> str:
-        if all(key.startswith(classifier) for key in keys):
+        if all(key.startswith(head) for key in keys):
             return "set model.new_head=true for other classes"
         return "is it of another model?"
 
     check_fit(own, weights, source, advise)
     model.load_state_dict(weights, strict=not new_head)
+
+
+def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Return how the names of the classifier's parameters begin; distilled models have two."""
+    names = model.pretrained_cfg["classifier"]
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
 def load_state(model: nn.Module, state: Weights, source: str) -> None:

@@ -42,6 +42,7 @@ from deit_tract.schedule.learning_rate import learning_rate
 
 PROCESSES = (1, 2, 4, 8)
 MOST_GPUS = 2**16
+CLASSES = 1000  # counted with, if only the data tells their number
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ def make_plan(recipe: Recipe, folder: Path, gpus: int | None = None) -> Plan:
     Raises UserErrors with every mistake that would stop the run.
     """
     errors: list[UserError] = []
+    notes = _notes(recipe)
+    if recipe.data.classes is None:
+        data = recipe.data.model_copy(update={"classes": CLASSES})
+        recipe = recipe.model_copy(update={"data": data})
     resolved = resolve_precision(recipe)
     launch = _try(errors, _launch, gpus)
     if launch is not None:
@@ -113,7 +118,7 @@ def make_plan(recipe: Recipe, folder: Path, gpus: int | None = None) -> Plan:
         shares=shares,
         memory=memory,
         checkpoint=checkpoint,
-        notes=_notes(recipe, samples),
+        notes=_sample_notes(recipe, samples) + notes,
         **times,
     )
 
@@ -226,13 +231,20 @@ def _check_folder(folder: Path, recipe: Recipe, checkpoint: int) -> None:
         raise UserError(folder, what, "free some space, lower save.keep or choose another --output")
 
 
-def _notes(recipe: Recipe, samples: tuple[int, int] | None) -> list[str]:
-    """Remarks that are not errors."""
-    notes = []
+def _sample_notes(recipe: Recipe, samples: tuple[int, int] | None) -> list[str]:
+    """Remarks on the images, which are not errors."""
     if samples is None:
-        notes.append("unknown without --data-dir DIR: how many images, and what follows from that")
-    elif DATASETS[recipe.data.name].on_disk and recipe.data.dir is None:
-        notes.append("the data was not looked at: give --data-dir DIR to check it")
+        return ["unknown without --data-dir DIR: how many images, and what follows from that"]
+    if DATASETS[recipe.data.name].on_disk and recipe.data.dir is None:
+        return ["the data was not looked at: give --data-dir DIR to check it"]
+    return []
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    """Remarks on the recipe, which are not errors."""
+    notes = []
+    if recipe.data.classes is None:
+        notes.append(f"classes are counted in the data; without --data-dir DIR {CLASSES:,} assumed")
     if recipe.model.pretrained:
         weights = "RUN|FILE|timm:NAME|torchvision:NAME"
         notes.append(f"starts from given weights: finetune.py --checkpoint {weights}")

@@ -115,10 +115,16 @@ def _optim(optim: Optim) -> Iterator[Problem]:
 def _data(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     for key in ("mean", "std"):
-        values = len(getattr(data, key))
-        if values != data.channels:
-            what = f"{values} values for {data.channels} channels"
+        values = getattr(data, key)
+        if values is not None and len(values) != data.channels:
+            what = f"{len(values)} values for {data.channels} channels"
             yield ("data", key), what, "give one value per channel"
+    if data.classes is None and data.name != "folder":
+        what = f"the classes of '{data.name}' are not counted"
+        yield ("data", "classes"), what, "give their number"
+    if data.split is not None and data.name != "folder":
+        what = f"'{data.name}' has validation images of its own"
+        yield ("data", "split"), what, "set it to null"
     if not data.resident:
         return
     if data.pipeline == "fast":

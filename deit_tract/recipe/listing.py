@@ -34,12 +34,17 @@ def matching(word: str) -> str:
         found = [recipe for recipe in recipes if recipe.model.tract is not None]
     else:
         found = [recipe for recipe in recipes if recipe.data.name == word]
-        found = found or [one for one in recipes if word in one.name or word in one.model.name]
+        found = found or [one for one in recipes if word in one.name or word in _model(one)]
     if not found:
-        known = {text for one in recipes for text in (one.name, one.data.name, one.model.name)}
+        known = {text for one in recipes for text in (one.name, one.data.name, _model(one))}
         instead = nearest(word, known) or "--list shows all"
         raise UserError("--list", f"no recipe, data set or model '{short(word)}'", instead)
     return "\n".join(_recipe_lines(found))
+
+
+def _model(recipe: Recipe) -> str:
+    """Return the model's name; empty if the weights decide it."""
+    return recipe.model.name or ""
 
 
 def _recipe_lines(recipes: list[Recipe]) -> list[str]:

@@ -33,6 +33,7 @@ from deit_tract.tasks import build_task
 from deit_tract.train import checkpoint
 from deit_tract.train.clock import Clock
 from deit_tract.train.evaluate import evaluate
+from deit_tract.train.fill_in import fill_in
 from deit_tract.train.folder import Lock, check_data, describe_run
 from deit_tract.train.log import RunLog
 from deit_tract.train.meter import Meter
@@ -54,6 +55,7 @@ def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
     on_main(accelerator, lock.take)
     try:
         with Stop(accelerator, recipe.faults.timeout) as stop:
+            recipe = on_all(accelerator, fill_in, recipe, folder, weights)
             on_main(accelerator, check_folder, folder, recipe)
             newest = on_main(accelerator, checkpoint.newest, folder / "checkpoints")
             data = on_all(accelerator, load_splits, recipe.data, recipe.detect)

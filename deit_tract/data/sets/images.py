@@ -118,6 +118,12 @@ class Files(Images):
         return os.path.join(self.root, self.name(index))
 
 
+def empty_classes(images: Images) -> list[str]:
+    """Name the classes that have no image."""
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    return [name for name, count in zip(images.classes, counts, strict=True) if not count]
+
+
 class Folders(Files):
     """ROOT/CLASS/IMAGE. Raises UserError if there are no class folders, or empty ones."""
 
@@ -130,8 +136,7 @@ class Folders(Files):
         start = len(os.path.join(root, ""))
         labels = np.array([label for _, label in samples], np.int32)
         super().__init__(root, (path[start:] for path, _ in samples), labels, classes, mode)
-        counts = np.bincount(labels, minlength=len(classes))
-        empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+        empty = empty_classes(self)
         if empty:
             what = f"{plural(len(empty), 'class folder')} without an image: {listed(empty)}"
             raise UserError(root, what, f"remove or fill; read are {' '.join(IMG_EXTENSIONS)}")

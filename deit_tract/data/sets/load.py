@@ -100,9 +100,15 @@ def _read(name: str, data: Data, parts: Sequence[str], detect: FasterRcnn | None
     return splits
 
 
+def count_classes(data: Data) -> int:
+    """Return how many classes the training images have. Raises UserError if they cannot be read."""
+    (images,) = _read(data.name, data, ("train",), None)
+    return len(images.classes)
+
+
 def check_class_count(data: Data, classes: int) -> None:
     """Raise UserError if the recipe has another number of classes than its data."""
-    if classes != data.classes:
+    if data.classes not in (None, classes):
         what = f"{data.classes}, but the data has {classes}"
         raise UserError("data.classes", what, f"set data.classes={classes}")
 

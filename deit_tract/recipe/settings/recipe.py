@@ -52,7 +52,9 @@ HEADLINES = {"classify": Headline("top1", "top-1"), "detect": Headline("map07", 
 
 
 class Model(Section):
-    name: str = key("timm model name; task detect: fasterrcnn_vgg16")
+    name: str | None = key(
+        "timm model name; null: that of the given weights; task detect: fasterrcnn_vgg16"
+    )
     args: dict[str, Any] = key({}, "of timm.create_model; task detect: width (64), fc (4096)")
     class_token_std: ForClassify[Deviation | None] = key(
         None, "of the class token's init; null: timm's, 1e-6"
@@ -82,12 +84,20 @@ class Data(Section):
     dir: Free[str | None] = key(None, "its folder; usually given as --data-dir")
     image_size: Pixels = key("px, height and width that the model sees; task detect: shorter side")
     channels: Literal[1, 3] = key(3, "1: greyscale, 3: RGB")
-    classes: Classes = key("number of classes, checked against the data")
-    mean: Annotated[list[Probability], Field(max_length=3)] = key(
-        [0.485, 0.456, 0.406], "per channel, in [0, 1], subtracted"
+    classes: Classes | None = key(
+        "number of classes, checked against the data; null: counted in class folders"
     )
-    std: Annotated[list[Deviation], Field(max_length=3)] = key(
-        [0.229, 0.224, 0.225], "per channel, divided by"
+    mean: Annotated[list[Probability], Field(max_length=3)] | None = key(
+        [0.485, 0.456, 0.406], "per channel, in [0, 1], subtracted; null: the given weights' own"
+    )
+    std: Annotated[list[Deviation], Field(max_length=3)] | None = key(
+        [0.229, 0.224, 0.225], "per channel, divided by; null: the given weights' own"
+    )
+    split: Annotated[float, Field(gt=0, lt=1)] | None = key(
+        None, "share of the images held out for validation if a folder has no validation part"
+    )
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = key(
+        0, "with each file's name it decides what data.split holds out"
     )
     workers: Free[Annotated[int, Field(ge=0, le=256)]] = key(4, "loaders per process")
     resident: ForClassify[Free[bool]] = key(
