@@ -6,6 +6,7 @@ from torch import nn
 from deit_tract import tract
 from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import derive, seed_generators
+from deit_tract.models.checkpointing import set_checkpointing
 from deit_tract.models.detector import build_detector
 from deit_tract.models.drop_path import set_drop_path
 from deit_tract.models.weights import classifier_prefixes
@@ -47,6 +48,8 @@ def _build_classifier(recipe: Recipe) -> nn.Module:
             raise UserError("model.class_token_std", what, "set it to null")
         nn.init.trunc_normal_(net.cls_token, std=model.class_token_std)
     set_drop_path(net, model.drop_path, model.drop_path_mode)
+    if model.checkpointing:
+        set_checkpointing(net)
     return net
 
 

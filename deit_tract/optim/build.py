@@ -4,10 +4,10 @@ To add an optimizer, add the line that builds it to BUILDERS, and its row to
 deit_tract/recipe/optimizers.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from deit_tract.common.errors import UserError
@@ -53,6 +53,7 @@ def build_optimizer(optim: Optim, model: nn.Module) -> torch.optim.Optimizer:
     Vectors, biases and what the model lists in `no_weight_decay()` (position embedding, class
     token) are not decayed, unless the recipe sets `decay_all`. Raises UserError if `first_layer`
     is set and the model has no single one.
+    With `layer_decay` a group of timm's per layer has its own factor on the rate (BEiT).
     """
     build = BUILDERS[optim.name]
     groups = _groups(optim, model)
@@ -73,13 +74,31 @@ def build_optimizer(optim: Optim, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _groups(optim: Optim, model: nn.Module) -> Groups:
+    if optim.layer_decay is not None:
+        return _with_bias_lr(_layer_groups(optim, model), model, optim.bias_lr)
     if optim.decay_all:
         trained = [p for p in model.parameters() if p.requires_grad]
         groups = [{"params": trained, "weight_decay": optim.weight_decay}]
     else:
-        skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-        groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=skip)
+        decay = {"weight_decay": optim.weight_decay, "no_weight_decay_list": _undecayed(model)}
+        groups = param_groups_weight_decay(model, **decay)
     return _with_bias_lr(groups, model, optim.bias_lr)
+
+
+def _undecayed(model: nn.Module) -> Collection[str]:
+    """Return what the model lists as not to be decayed."""
+    return model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+
+
+def _layer_groups(optim: Optim, model: nn.Module) -> Groups:
+    """Make timm's groups of a layer each: classifier 1, layer below layer_decay, and so on."""
+    return param_groups_layer_decay(
+        model,
+        weight_decay=optim.weight_decay,
+        no_weight_decay_list=() if optim.decay_all else _undecayed(model),
+        weight_decay_exclude_1d=not optim.decay_all,
+        layer_decay=optim.layer_decay,
+    )
 
 
 def _with_bias_lr(groups: Groups, model: nn.Module, factor: float) -> Groups:
@@ -92,7 +111,7 @@ def _with_bias_lr(groups: Groups, model: nn.Module, factor: float) -> Groups:
     for group in groups:
         others.append({**group, "params": [p for p in group["params"] if id(p) not in biases]})
         params = [p for p in group["params"] if id(p) in biases]
-        split.append({**group, "params": params, "lr_scale": factor})
+        split.append({**group, "params": params, "lr_scale": factor * group.get("lr_scale", 1.0)})
     return [group for group in others + split if group["params"]]
 
 

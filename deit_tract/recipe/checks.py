@@ -27,6 +27,7 @@ def check_recipe(recipe: Recipe) -> Iterator[Problem]:
     yield from _durations(recipe)
     yield from _schedule(recipe)
     yield from _model(recipe.model)
+    yield from _checkpointing(recipe)
     yield from _optim(recipe.optim)
     yield from _data(recipe)
     yield from _augment(recipe.augment, recipe.data)
@@ -107,6 +108,12 @@ def _model(model: Model) -> Iterator[Problem]:
             yield key, f"'model.args.{name}' must be finite numbers", ""
 
 
+def _checkpointing(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.model.checkpointing and recipe.precision.compile:
+        what = "torch.compile decides itself what is computed again"
+        yield ("model", "checkpointing"), what, "set one of it and precision.compile to false"
+
+
 def _optim(optim: Optim) -> Iterator[Problem]:
     if optim.nesterov and not optim.momentum:
         yield ("optim", "nesterov"), "Nesterov's momentum is 0", "raise optim.momentum"
@@ -173,9 +180,19 @@ def _classify(loss: Loss | None, data: Data) -> Iterator[Problem]:
     elif loss.name == "bce" and loss.smoothing:
         what = "with bce every smoothed class would count as positive"
         yield ("loss", "smoothing"), what, "set it to 0"
+    if loss is not None:
+        yield from _class_weights(loss, data)
     if "classify" not in DATASETS[data.name].tasks:
         what = f"'{data.name}' has boxes instead of one class per image"
         yield ("data", "name"), what, "set task=detect"
+
+
+def _class_weights(loss: Loss, data: Data) -> Iterator[Problem]:
+    key, weights = ("loss", "class_weights"), loss.class_weights
+    if weights is not None and loss.name != "ce":
+        yield key, f"{loss.name} has none", "set it to null, or loss.name=ce"
+    if isinstance(weights, list) and data.classes not in (None, len(weights)):
+        yield key, f"{len(weights)} weights for {data.classes} classes", "give one per class"
 
 
 def _detect(recipe: Recipe) -> Iterator[Problem]:

@@ -108,7 +108,7 @@ def _of_hub(source: WeightsSource, choice: Choice) -> Trained:
 
 def plain(recipe: Recipe) -> Recipe:
     """Remove what matters in training only, so that the model is built as timm builds it."""
-    without = {"tract": None, "drop_path": 0.0, "class_token_std": None}
+    without = {"tract": None, "drop_path": 0.0, "class_token_std": None, "checkpointing": False}
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=without)})
 
 

@@ -1,21 +1,25 @@
 """Image classification: lanes of images and labels to their loss."""
 
-from functools import partial
+from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from deit_tract import tract
+from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import derive, seed_generators
+from deit_tract.common.text import listed
 from deit_tract.data.feed import Source
 from deit_tract.data.loader import Batch
 from deit_tract.data.resident import Resident
 from deit_tract.data.transforms import augment, fast, mix
 from deit_tract.models.build import build_model
+from deit_tract.models.checkpointing import forward_pass
 from deit_tract.models.drop_path import DropPath, draw_drop_path
-from deit_tract.recipe.settings.recipe import Recipe
+from deit_tract.recipe.settings.recipe import Loss, Recipe
 
 
 class Classify:
@@ -27,8 +31,8 @@ class Classify:
         self.model = build_model(recipe)
         self.drop_paths = [layer for layer in self.model.modules() if isinstance(layer, DropPath)]
         self.tract_layers = [layer for _, layer in tract.find(self.model)]
-        soft_ce = partial(F.cross_entropy, label_smoothing=recipe.loss.smoothing)
-        self.criterion = {"bce": thresholded_bce, "ce": soft_ce}[recipe.loss.name]
+        self.forward_pass = forward_pass(self.model, recipe.model.checkpointing)
+        self.criterion = build_criterion(recipe.loss, images)
 
     def loss(self, model: nn.Module, batches: list[Batch], seeds: list[int]) -> dict[str, Tensor]:
         """{"loss": mean over all lanes}; each lane has its own draws and TrAct Gram matrix.
@@ -42,7 +46,9 @@ class Classify:
             layer.lanes = len(seeds)
         # for models that draw by themselves, whose lanes never share a forward
         seed_generators(derive(seeds[0], "dropout"), images.device)
-        return {"loss": self.criterion(model(images).float(), targets)}
+        with self.forward_pass():
+            logits = model(images)
+        return {"loss": self.criterion(logits.float(), targets)}
 
     def _mixed(self, batches: list[Batch], seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Images and soft targets of all lanes, each lane mixed by itself."""
@@ -64,6 +70,43 @@ def train_source(recipe: Recipe, images: Dataset) -> Source:
     if recipe.data.pipeline == "fast":
         return Source(*fast.pipeline(recipe, images))
     return Source(images, augment.TrainTransform(recipe))
+
+
+def build_criterion(loss: Loss, images: Dataset) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss of logits (b, classes) and soft targets (b, classes)."""
+    if loss.name == "bce":
+        return thresholded_bce
+    weights = None if loss.class_weights is None else class_weights(loss.class_weights, images)
+    return SoftCrossEntropy(loss.smoothing, weights)
+
+
+class SoftCrossEntropy:
+    """Cross-entropy with soft targets, mean over samples; each class has its weight, if given."""
+
+    def __init__(self, smoothing: float, weights: Tensor | None):
+        self.smoothing, self.weights = smoothing, weights
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.weights is not None:
+            self.weights = self.weights.to(logits.device)
+        return F.cross_entropy(logits, targets, self.weights, label_smoothing=self.smoothing)
+
+
+def class_weights(asked: list[float] | str, images: Dataset) -> Tensor:
+    """Return the classes' weights (classes,): those asked for, or "inverse" to their images.
+
+    These are images / (classes * images of the class): over the training images their mean is 1.
+    Raises UserError if a class has no image.
+    """
+    if asked != "inverse":
+        return torch.tensor(asked)
+    classes = len(images.classes)
+    counts = np.bincount(images.labels, minlength=classes)
+    empty = [images.classes[label] for label in np.flatnonzero(counts == 0)]
+    if empty:
+        what = f"no training image of {listed(empty)}"
+        raise UserError("loss.class_weights", what, "give a list of weights, or set it to null")
+    return torch.from_numpy(counts.sum() / (classes * counts)).float()
 
 
 def thresholded_bce(logits: Tensor, targets: Tensor) -> Tensor:

@@ -74,6 +74,9 @@ class Model(Section):
     tract_gram: Literal["lane", "batch"] = key(
         "lane", "TrAct's Gram matrix: per lane (the paper) or batch"
     )
+    checkpointing: ForClassify[Free[bool]] = key(
+        False, "compute activations again in the backward pass: less memory, same gradients"
+    )
     unfreeze_from: ForDetect[Annotated[int, Field(ge=0, le=13)]] = key(
         0, "leading VGG convolutions that stay frozen"
     )
@@ -187,6 +190,9 @@ class Mix(Section):
 class Loss(Section):
     name: Literal["bce", "ce"] = key("bce: binary, on (target > 0); ce: soft cross-entropy")
     smoothing: Fraction = key(0.0, "label smoothing, only for ce")
+    class_weights: Literal["inverse"] | list[Factor] | None = key(
+        None, "of each class in the loss, only for ce; inverse: to its number of training images"
+    )
 
 
 class FirstLayer(Section):
@@ -208,6 +214,9 @@ class Optim(Section):
     first_layer: FirstLayer | None = key(None, "SGD for it, undecayed; null: as the others")
     clip_grad: Factor | None = key(None, "global gradient norm limit; null is off")
     bias_lr: Factor = key(1.0, "factor on the learning rate of biases")
+    layer_decay: ForClassify[Annotated[float, Field(gt=0, le=1)] | None] = key(
+        None, "factor on the learning rate per layer below the classifier; null: none"
+    )
 
 
 class Schedule(Section):

@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 
 from deit_tract.common.errors import UserError
 from deit_tract.models.build import build_model
-from deit_tract.optim.build import build_optimizer, clip_gradients
+from deit_tract.optim.build import build_optimizer, clip_gradients, set_lr
 from deit_tract.recipe.resolve import Recipe, load_recipe
 from deit_tract.schedule.learning_rate import learning_rate
 from tests.helpers.optim import lamb_float64
@@ -166,3 +167,58 @@ def test_a_constant_schedule_stays_at_the_peak():
 def test_a_run_that_rounds_to_nothing_or_a_longer_warm_up_is_refused(overrides):
     with pytest.raises(UserError, match="schedule"):
         learning_rate(recipe("schedule.warmup_epochs=0", *overrides), 20)
+
+
+def rates(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, tuple]:
+    """(factor on the learning rate, weight decay) of every parameter, by its name."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            assert names[id(p)] not in found
+            found[names[id(p)]] = group.get("lr_scale", 1.0), group["weight_decay"]
+    return found
+
+
+def test_layer_decay_is_timms_and_beits_with_tract_and_bias_lr():
+    settings = recipe("optim.layer_decay=0.5", "optim.bias_lr=2.0")
+    model = build_model(settings)
+    found = rates(build_optimizer(settings.optim, model), model)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    # depth 3: BEiT's layer 0 is the embedding, 1 to 3 the blocks, 4 the norm and classifier
+    assert found["head.weight"] == (1.0, 0.05) and found["head.bias"] == (2.0, 0.0)
+    for layer in range(3):
+        assert found[f"blocks.{layer}.attn.qkv.weight"] == (0.5 ** (3 - layer), 0.05)
+        assert found[f"blocks.{layer}.attn.qkv.bias"] == (2 * 0.5 ** (3 - layer), 0.0)
+    assert found["patch_embed.proj.weight"] == (0.5**4, 0.05), "TrAct's layer is the first"
+    assert found["pos_embed"] == (0.5**4, 0.0)
+    plain = timm_groups(model, 0.5)
+    expected = {
+        name: (scale * (2 if name.endswith("bias") else 1), decay) for name, scale, decay in plain
+    }
+    assert found == expected
+
+
+def timm_groups(model: torch.nn.Module, factor: float) -> list[tuple[str, float, float]]:
+    groups = param_groups_layer_decay(
+        model, 0.05, layer_decay=factor, no_weight_decay_list=model.no_weight_decay()
+    )
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [
+        (names[id(p)], group["lr_scale"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    ]
+
+
+def test_layer_decay_leaves_the_first_layer_to_its_own_optimizer():
+    settings = recipe("optim.name=adamw", "optim.layer_decay=0.5", "optim.first_layer.lr=0.1")
+    model = build_model(settings)
+    optimizer = build_optimizer(settings.optim, model)
+    set_lr(optimizer, settings.optim.lr)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rate[id(model.patch_embed.proj.weight)] == pytest.approx(0.1)
+    assert rate[id(model.pos_embed)] == pytest.approx(0.5**4 * settings.optim.lr)
+    every = recipe("optim.layer_decay=0.5", "optim.decay_all=true")
+    found = rates(build_optimizer(every.optim, model), model)
+    assert {decay for _, decay in found.values()} == {0.05}

@@ -9,7 +9,7 @@ from deit_tract.recipe.settings.recipe import Recipe
 # what runs written so far were compared by: only these may differ when one resumes
 FREE = """
 about batch.lanes_per_forward data.dir data.resident data.skip_unreadable data.verify data.workers
-evaluate.batch_size evaluate.pictures precision.compile
+evaluate.batch_size evaluate.pictures model.checkpointing precision.compile
 expect.cost expect.map07 expect.published expect.source expect.top1
 faults.skip_steps faults.timeout
 log.every_steps log.peak_tflops log.profile log.trackers
@@ -20,8 +20,8 @@ augment.affine augment.auto_augment augment.color_jitter augment.crop_fill augme
 augment.crop_ratio augment.crop_scale augment.interpolation augment.rand_augment
 augment.random_erase augment.rotate augment.three_augment batch.lanes_per_forward data.pipeline
 data.resident evaluate.crop expect.top1 loss mix.cutmix mix.mixup mix.prob mix.switch_prob
-model.class_token_std model.drop_path model.drop_path_mode model.new_head model.train
-precision.compile
+model.checkpointing model.class_token_std model.drop_path model.drop_path_mode model.new_head
+model.train optim.layer_decay precision.compile
 """
 DETECT = "detect evaluate.pictures expect.map07 model.unfreeze_from"
 

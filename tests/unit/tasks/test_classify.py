@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deit_tract.common.errors import UserError
 from deit_tract.data.sets.load import load_splits
 from deit_tract.evaluators import build_evaluators
 from deit_tract.recipe.resolve import load_recipe
-from deit_tract.tasks.classify import Classify, thresholded_bce
+from deit_tract.tasks.classify import Classify, SoftCrossEntropy, class_weights, thresholded_bce
 
 
 def task(*overrides: str) -> Classify:
@@ -80,3 +81,26 @@ def test_evaluation_counts_and_summarises():
     assert (sums["count"], sums["top1"], sums["top5"]) == (40, (ranks < 1).sum(), (ranks < 5).sum())
     metrics = evaluator.summarize({"count": 40, "top1": 10, "top5": 20, "loss": 80.0})
     assert metrics == {"top1": 25.0, "top5": 50.0, "val_loss": 2.0}
+
+
+def test_class_weights_scale_each_class_in_the_loss():
+    weights = [0.5, 2.0, 1.0]
+    logits = torch.randn(6, 3, dtype=torch.float64)
+    targets = torch.rand(6, 3, dtype=torch.float64).softmax(1)
+    criterion = SoftCrossEntropy(0.1, torch.tensor(weights, dtype=torch.float64))
+    smooth = 0.9 * targets + 0.1 / 3
+    chance = logits.softmax(1).log()
+    expected = sum(
+        -weights[c] * smooth[i, c] * chance[i, c] for i in range(6) for c in range(3)
+    ) / len(logits)
+    torch.testing.assert_close(criterion(logits, targets), expected)
+
+
+def test_inverse_class_weights_make_classes_count_alike():
+    train = load_splits(load_recipe("quickstart").data).train
+    weights = class_weights("inverse", train)
+    counts = torch.bincount(torch.from_numpy(train.labels))
+    torch.testing.assert_close(weights * counts, torch.full((10,), len(train) / 10.0))
+    train.labels = train.labels % 9
+    with pytest.raises(UserError, match="no training image of 9"):
+        class_weights("inverse", train)
