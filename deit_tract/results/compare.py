@@ -4,9 +4,9 @@ from itertools import combinations
 from statistics import fmean
 
 from deit_tract.common import text
-from deit_tract.common.text import on_one_line
 from deit_tract.recipe import published
 from deit_tract.recipe.settings.recipe import Recipe
+from deit_tract.results.experiments import differing_values
 from deit_tract.results.runs import (
     Group,
     RunRecord,
@@ -17,11 +17,13 @@ from deit_tract.results.runs import (
     gains_by_epoch,
     mean_curve,
     reached,
-    spread,
 )
+from deit_tract.results.statistics import better, interval, spread
 
 GAIN_COLUMNS = ("epoch", "without", "with", "difference", "95 % interval", "seed by seed")
 MOST_EPOCHS = 12  # rows of a table of gains
+MOST_COLUMNS = 6  # differing keys beside the runs; more are a table of their own
+MOST_EXIT = 40  # characters of how a run has ended
 
 
 def comparison(runs: list[RunRecord], groups: list[Group], entries: dict[str, list[Group]]) -> str:
@@ -29,7 +31,7 @@ def comparison(runs: list[RunRecord], groups: list[Group], entries: dict[str, li
 
     entries: the groups that are compared with each published key.
     """
-    parts = [table([run_row(run) for run in runs]), groups_text(groups)]
+    parts = [runs_text(runs), groups_text(groups)]
     parts += [gain_text(*pair) for pair in pairs(groups)]
     parts += [published_text(published.find(key), entries[key]) for key in entries]
     return "\n\n".join(part for part in parts if part)
@@ -47,8 +49,26 @@ def lambda_text(recipe: Recipe) -> str:
 # ---- runs and groups -----------------------------------------------------------------------------
 
 
-def run_row(run: RunRecord) -> dict[str, str]:
-    """Return what a run is and what it reached."""
+def runs_text(runs: list[RunRecord]) -> str:
+    """Return the table of runs, with a column for each key that differs between them.
+
+    If these are many, each is a row of a second table.
+    """
+    differing = differing_values([run.recipe for run in runs])
+    beside = differing if len(differing) <= MOST_COLUMNS else {}
+    rows = []
+    for place, run in enumerate(runs):
+        values = {key: texts[place] for key, texts in beside.items()}
+        rows.append(run_row(run, values))
+    if len(beside) == len(differing):
+        return table(rows)
+    columns = ["key", *(run.name for run in runs)]
+    keys = text.table(columns, [[key, *texts] for key, texts in differing.items()])
+    return f"{table(rows)}\n\nThe keys that differ:\n\n{keys}"
+
+
+def run_row(run: RunRecord, differing: dict[str, str]) -> dict[str, str]:
+    """Return what a run is, its values of the keys that differ, and what it reached."""
     losses = run.curve("loss")
     seconds = run.summary.seconds
     return {
@@ -56,19 +76,20 @@ def run_row(run: RunRecord) -> dict[str, str]:
         "recipe": run.recipe.about,
         "tract": lambda_text(run.recipe),
         "seed": str(run.recipe.seed),
+        **differing,
         "steps": f"{max((record['step'] for record in run.metrics), default=0):,}",
         run.recipe.headline: f"{run.score[-1][1]:.2f}" if run.score else "-",
         "best": f"{max(value for _, value in run.score):.2f}" if run.score else "-",
         "loss": f"{losses[-1][1]:.4f}" if losses else "-",
         "minutes": "-" if seconds is None else f"{seconds / 60:.1f}",
-        "exit": on_one_line(run.summary.exit),
+        "exit": text.short(text.on_one_line(run.summary.exit), MOST_EXIT),
     }
 
 
 def group_row(group: Group) -> dict[str, str]:
     """Return the final score (percent) over finished seeds, and what the recipe expects."""
     over = spread(group.finals) if group.finals else None
-    expected = group.recipe.expected
+    expected = group.expected
     known = over is not None and expected is not None
     return {
         "group": group.name,
@@ -85,7 +106,7 @@ def group_row(group: Group) -> dict[str, str]:
 def groups_text(groups: list[Group]) -> str:
     """Return the groups' table and the runs it does not count; empty if it has nothing new."""
     finished = [group for group in groups if group.finals]
-    if not any(len(group.runs) > 1 or group.recipe.expected is not None for group in finished):
+    if not any(len(group.runs) > 1 or group.expected is not None for group in finished):
         return ""
     score = f"Final {groups[0].title} (%)"
     lines = [f"{score} of finished runs, mean and standard deviation over seeds:", ""]
@@ -97,6 +118,10 @@ def groups_text(groups: list[Group]) -> str:
                 twice = f"its seed {run.recipe.seed} is there already"
                 why = twice if run.finished else "it has not finished"
                 lines.append(f"not counted: {run.name}, {why}")
+        changed = group.runs[0].changed
+        if changed and group.recipe.expected is not None:
+            keys = text.listed(changed, 3)
+            lines.append(f"nothing expected: {group.name}, its recipe is changed ({keys})")
     return "\n".join(lines)
 
 
@@ -121,10 +146,8 @@ def gain_text(base: Group, other: Group) -> str:
     if not by_seed:
         return f"{title}: no seed that both have finished"
     over = spread(list(by_seed.values()))
-    certainty = "one seed: no spread"
-    if over.sd is not None:
-        interval = f"95 % t interval {over.low:+z.2f} to {over.high:+z.2f}"
-        certainty = f"sd {over.sd:.2f}, {interval}, n = {len(by_seed)}"
+    sd = "" if over.sd is None else f"sd {over.sd:.2f}, "
+    certainty = f"{sd}{interval(over, 'seed')}, {better(by_seed.values())}"
     each = ", ".join(f"{gain:+z.2f} (seed {seed})" for seed, gain in by_seed.items())
     saved = epochs_saved(base, other).values()
     saved_each = ", ".join("never" if epochs is None else f"{epochs:.1f}" for epochs in saved)
@@ -157,9 +180,9 @@ def gain_row(base: Group, other: Group, epoch: float, by_seed: dict[int, float])
         sd = "" if score.sd is None else f" ± {score.sd:.2f}"
         means.append(f"{score.mean:.2f}{sd}")
     over = spread(list(by_seed.values()))
-    interval = "-" if over.sd is None else f"{over.low:+z.2f} to {over.high:+z.2f}"
+    span = "-" if over.sd is None else f"{over.low:+z.2f} to {over.high:+z.2f}"
     each = " ".join(f"{gain:+z.2f}" for gain in by_seed.values())
-    return [f"{epoch:g}", *means, f"{over.mean:+z.2f}", interval, each]
+    return [f"{epoch:g}", *means, f"{over.mean:+z.2f}", span, each]
 
 
 def saved_text(base: Group, other: Group, seeds: list[int]) -> str:

@@ -1,22 +1,27 @@
 """Curves of runs as a picture: top-1 over the published curves, and the training loss."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from deit_tract.common.colors import OKABE_ITO
 from deit_tract.common.errors import UserError
+from deit_tract.common.text import listed, nearest
 from deit_tract.recipe import published
-from deit_tract.results.runs import Group, Points, at, mean_curve
+from deit_tract.results.runs import Group, Points, RunRecord, at, mean_curve
 
 COLORS = [OKABE_ITO[place] for place in (4, 5, 2, 6, 0, 1)]  # yellow is hard to see as a line
 DASHES = ("--", ":", "-.")
 
 
-def plot(groups: list[Group], entries: dict[str, list[Group]], file: Path) -> None:
+def plot(
+    groups: list[Group], entries: dict[str, list[Group]], file: Path, panels: Sequence[str] = ()
+) -> None:
     """Draw scores, their difference to the published curves if there are any, and losses.
 
-    entries: the groups that are compared with each published key.
+    entries: the groups that are compared with each published key. panels: further keys of
+    metrics.jsonl to draw.
     """
     import matplotlib
 
@@ -24,15 +29,17 @@ def plot(groups: list[Group], entries: dict[str, list[Group]], file: Path) -> No
     from matplotlib import pyplot
 
     curves = [entry for entry in map(published.find, entries) if entry.epochs]
-    titles = [f"{groups[0].title} (%)", "training loss"]
+    titles = [f"{groups[0].title} (%)", "training loss", *panels]
     if curves:
         titles.insert(1, "top-1 minus published (points)")
+    drawn = ["loss", *panels]
+    colors = colors_for(len(groups))
     size = (5.5 * len(titles), 4.6)
     figure, axes = pyplot.subplots(1, len(titles), figsize=size, layout="constrained")
-    for index, group in enumerate(groups):
-        color = COLORS[index % len(COLORS)]
+    for group, color in zip(groups, colors, strict=True):
         draw(axes[0], group, [run.score for run in group.runs], color)
-        draw(axes[-1], group, [run.curve("loss") for run in group.runs], color)
+        for axis, key in zip(axes[-len(drawn) :], drawn, strict=True):
+            draw(axis, group, [run.curve(key) for run in group.runs], color)
         for entry in curves:
             if group in entries[entry.key]:
                 draw(axes[1], group, [difference(entry, run.score) for run in group.runs], color)
@@ -50,6 +57,26 @@ def plot(groups: list[Group], entries: dict[str, list[Group]], file: Path) -> No
     except (OSError, ValueError) as error:
         instead = "name a .png file in a folder that exists"
         raise UserError(file, f"cannot be written ({error})", instead) from None
+
+
+def check_panels(panels: Sequence[str], runs: Sequence[RunRecord]) -> None:
+    """Raise UserError if no run has logged a panel's numbers."""
+    known = {key for run in runs for record in run.metrics for key in record}
+    numbers = sorted(known - {"step", "epoch"})
+    for panel in panels:
+        if panel not in numbers:
+            instead = nearest(panel, numbers) or f"they have {listed(numbers, 20)}"
+            raise UserError("--panels", f"no run has logged '{panel}'", instead)
+
+
+def colors_for(count: int) -> list[str]:
+    """Return as many different colours: Okabe and Ito's, or of more of them a rainbow's."""
+    if count <= len(COLORS):
+        return COLORS[:count]
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps["turbo"]((place + 0.5) / count)) for place in range(count)]
 
 
 def draw(axis: Any, group: Group, curves: list[Points], color: str) -> None:

@@ -1,17 +1,19 @@
 """Runs read back from their folders: curves, groups over seeds, what one gains over another."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import NamedTuple
+from statistics import fmean
 
 from deit_tract.common.errors import UserError
 from deit_tract.recipe.describe import differences
 from deit_tract.recipe.resolve import Recipe, load_recipe
 from deit_tract.recipe.settings.recipe import HEADLINES
+from deit_tract.results.experiments import changed_keys
+from deit_tract.results.statistics import last, paired
+from deit_tract.train.folder import is_locked
 from deit_tract.train.records import METRICS, Summary, read_metrics, read_summary
 from deit_tract.train.weights_source import recipe_of_run
 
@@ -26,6 +28,8 @@ class RunRecord:
     recipe: Recipe
     metrics: list[dict]
     summary: Summary
+    # keys that make it another experiment than what its recipe expects
+    changed: list[str] = field(default_factory=list)
 
     def curve(self, key: str) -> Points:
         return [(record["epoch"], record[key]) for record in self.metrics if key in record]
@@ -66,10 +70,19 @@ class Group:
         first = {run.recipe.seed: run for run in reversed(self.runs) if run.finished}
         return dict(sorted(first.items()))
 
+    @cached_property
+    def final_by_seed(self) -> dict[int, float]:
+        """Return the final top-1 or mAP07 (percent) of each finished seed."""
+        return {seed: last(run.score) for seed, run in self.by_seed.items()}
+
     @property
     def finals(self) -> list[float]:
-        """Return the final top-1 or mAP07 (percent) of each seed."""
-        return [run.score[-1][1] for run in self.by_seed.values()]
+        return list(self.final_by_seed.values())
+
+    @property
+    def expected(self) -> float | None:
+        """Return what the score should reach; None if unknown, or for a changed experiment."""
+        return None if self.runs[0].changed else self.recipe.expected
 
 
 def read_runs(folders: list[Path]) -> list[RunRecord]:
@@ -85,10 +98,28 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
             raise UserError(folder, "is given twice", "name each run once")
         recipe = load_recipe(str(recipe_of_run(folder)))
         summary = read_summary(path) or Summary(exit="running or killed")
-        run = RunRecord(str(path.relative_to(above)), recipe, read_metrics(path), summary)
+        metrics = read_metrics(path)
+        summary = summary.model_copy(update={"exit": ending(path, summary, metrics)})
+        changed = changed_keys(path / "recipe.yaml", recipe)
+        run = RunRecord(str(path.relative_to(above)), recipe, metrics, summary, changed)
         _check_ending(run, path)
         runs.append(run)
     return runs
+
+
+def ending(folder: Path, summary: Summary, metrics: list[dict]) -> str:
+    """Return how a run has ended, or "running", "killed", or which of the two nothing tells."""
+    told = summary.exit
+    if told == "finished":
+        return told
+    locked = is_locked(folder)
+    if locked:
+        return "running"
+    # it has resumed after what its summary tells
+    beyond = metrics and summary.steps is not None and summary.steps < metrics[-1]["step"]
+    if locked is False and (told == "running or killed" or beyond):
+        return "killed"
+    return told
 
 
 def _check_ending(run: RunRecord, folder: Path) -> None:
@@ -96,11 +127,11 @@ def _check_ending(run: RunRecord, folder: Path) -> None:
     summary = run.summary
     if summary.exit != "finished":
         return
-    last = run.metrics[-1]["step"] if run.metrics else 0
-    score = run.score[-1][1] if run.score else None
+    end = run.metrics[-1]["step"] if run.metrics else 0
+    score = last(run.score)
     told = summary.final and summary.final.get(run.recipe.headline)
-    if summary.steps is not None and last < summary.steps:
-        what = f"ends at step {last:,} of {summary.steps:,}, which the run has finished"
+    if summary.steps is not None and end < summary.steps:
+        what = f"ends at step {end:,} of {summary.steps:,}, which the run has finished"
     elif told is not None and told != score:
         what = "its last evaluation is not the one in summary.json"
     else:
@@ -125,41 +156,12 @@ def grouped(runs: list[RunRecord]) -> list[Group]:
     return groups
 
 
-class Spread(NamedTuple):
-    """Mean, standard deviation (n - 1) and 95 % t interval of the mean.
-
-    Of a single value only the mean.
-    """
-
-    mean: float
-    sd: float | None
-    low: float | None
-    high: float | None
-
-
-def spread(values: list[float]) -> Spread:
-    """Return the spread of one or more values."""
-    center = fmean(values)
-    n = len(values)
-    if n == 1:
-        return Spread(center, None, None, None)
-    from scipy.stats import t
-
-    sd = stdev(values)
-    half = float(t.ppf(0.975, n - 1)) * sd / n**0.5
-    return Spread(center, sd, center - half, center + half)
-
-
 def gains(base: Group, other: Group) -> dict[int, float]:
     """Return the final top-1 or mAP07 of `other` minus that of `base`, in points, by seed.
 
     Only for the seeds that both have finished.
     """
-    return {
-        seed: other.by_seed[seed].score[-1][1] - run.score[-1][1]
-        for seed, run in base.by_seed.items()
-        if seed in other.by_seed
-    }
+    return paired(base.final_by_seed, other.final_by_seed)
 
 
 def gains_by_epoch(base: Group, other: Group) -> dict[float, dict[int, float]]:

@@ -79,6 +79,21 @@ class Lock:
             self._file = None
 
 
+def is_locked(folder: Path) -> bool | None:
+    """Tell whether a run is in progress in a folder; None if nothing can tell.
+
+    Changes nothing, and needs no permission to write.
+    """
+    try:
+        with open(folder / ".lock", encoding="utf-8") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
 def check_data(folder: Path, recipe: Recipe, data: Splits, resumes: bool) -> dict[str, Any]:
     """Return the data's fingerprint, after comparing it with that of the run in the folder.
 

@@ -28,6 +28,6 @@ def test_mistakes_are_one_line(tmp_path):
     done = compare(run, "--plot", tmp_path / "nowhere" / "x.png")
     assert (
         done.returncode == 2
-        and "cannot be written" in done.stderr
+        and "its folder does not exist" in done.stderr
         and "Traceback" not in done.stderr
     )

@@ -1,9 +1,16 @@
 """tools/compare.py: the tables, the statistics and the picture of runs."""
 
-import pytest
+import subprocess
+import sys
+
+import torch
+from PIL import Image
 
 from deit_tract.recipe import published
-from deit_tract.results import runs
+from deit_tract.recipe.describe import explain
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.results import plot, runs
+from deit_tract.train import checkpoint
 from tests.helpers.compare import compare, tables, write
 
 CURVE = "vit_b_ft224_20ep"  # labels 0, 5, 10, 15, 20: 83.448, 83.71, 83.788, 83.826, 83.802
@@ -42,8 +49,8 @@ def test_seeds_are_a_group_and_tract_is_compared_seed_by_seed(tmp_path):
     )
     assert "ours0 +3 (tract 0.1) minus plain0 +3 (tract -)" in done.stdout
     assert (
-        "difference +3.00 (sd 2.65, 95 % t interval -3.57 to +9.57, n = 3): +1.00 (seed 0), "
-        "+2.00 (seed 1)" in done.stdout
+        "difference +3.00 (sd 2.65, 95 % t interval -3.57 to +9.57, n = 3, better in 3 of 3): "
+        "+1.00 (seed 0), +2.00 (seed 1)" in done.stdout
     )
     # means over seeds 0, 1, 2: 54 and 64 against 61 at the end
     assert (
@@ -158,17 +165,6 @@ def test_a_mean_says_of_how_many_it_is(tmp_path):
     assert [row["a +1"] for row in rows] == ["-", "82.50 -1.21", "84.00 +0.21 n=1"]
 
 
-def test_spread_agrees_with_scipy():
-    from scipy import stats
-
-    values = [0.31, -0.12, 0.55, 0.20, 0.08]
-    over = runs.spread(values)
-    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (over.low, over.high) == pytest.approx((interval.low, interval.high))
-    assert over.sd == pytest.approx(stats.tstd(values)) and over.mean == pytest.approx(0.204)
-    assert runs.spread([1.5]) == (1.5, None, None, None)
-
-
 def test_when_a_curve_reaches_a_value():
     points = [(10.0, 50.0), (20.0, 60.0), (30.0, 58.0), (40.0, 70.0)]
     assert [runs.reached(points, target) for target in (40, 55, 60, 64, 71)] == [
@@ -197,3 +193,130 @@ def test_runs_of_folders_with_one_name_are_told_apart(tmp_path):
 
 def test_the_curve_used_here_is_the_published():
     assert published.find(CURVE).top1 == [83.448, 83.71, 83.788, 83.826, 83.802]
+
+
+# ---- what differs, what is expected, how a run has ended -----------------------------------------
+
+
+def test_a_column_for_every_key_that_differs(tmp_path):
+    one = write(tmp_path / "one", {1: 50.0}, "optim.lr=0.5", "data.workers=1")
+    two = write(tmp_path / "two", {1: 50.0}, "model.args.depth=2", seed=1)
+    rows = tables(compare(one, two).stdout)[0]
+    differing = {key for key in rows[0] if "." in key}
+    assert differing == {"optim.lr", "data.workers", "model.args.depth"}
+    assert [row["optim.lr"] for row in rows] == ["0.5", "0.008"]
+    assert [row["model.args.depth"] for row in rows] == ["3", "2"]
+    other = write(tmp_path / "other", {1: 50.0}, "ema.decay=0.9", "augment.repeats=1", "mix.prob=0")
+    found = tables(compare(one, two, other).stdout)
+    assert "optim.lr" in found[0][0] and len(found) == 1
+    many = write(tmp_path / "many", {1: 50.0}, "optim.clip_grad=2.0", "optim.weight_decay=0.07")
+    first, second = tables(compare(one, two, other, many).stdout)
+    assert "optim.lr" not in first[0]
+    assert {"key": "optim.lr", "one": "0.5", "two": "0.008", "other": "0.008", "many": "0.008"} in (
+        second
+    )
+
+
+def test_a_changed_experiment_expects_nothing(tmp_path):
+    """Of the recipe as it is, with a free key, with another learning rate, and based on it."""
+    child = tmp_path / "child.yaml"
+    child.write_text("base: quickstart_baseline\noptim: {lr: 0.001}\n")
+    own = tmp_path / "own.yaml"
+    own.write_text("base: quickstart_baseline\noptim: {lr: 0.002}\nexpect: {top1: 90}\n")
+    for name, recipe, overrides in (
+        ("same", "quickstart_baseline", ["seed=3"]),
+        ("free", "quickstart_baseline", ["data.workers=2", "log.every_steps=7"]),
+        ("changed", "quickstart_baseline", ["optim.lr=0.5"]),
+        ("child", str(child), []),
+        ("own", str(own), []),
+    ):
+        folder = write(tmp_path / name, {1: 50.0})
+        (folder / "recipe.yaml").write_text(explain(load_recipe(recipe, overrides)))
+    names = ("same", "free", "changed", "child", "own")
+    read = {run.name: run for run in runs.read_runs([tmp_path / name for name in names])}
+    changed = {name: run.changed for name, run in read.items()}
+    lr = ["optim.lr"]
+    assert changed == {"same": [], "free": [], "changed": lr, "child": lr, "own": []}
+    done = compare(tmp_path / "same", tmp_path / "changed")
+    assert [row["expected"] for row in tables(done.stdout)[1]] == ["97.60", "-"]
+    assert "nothing expected: changed, its recipe is changed (optim.lr)" in done.stdout
+
+
+def test_running_and_killed_are_told_apart_by_the_lock(tmp_path):
+    folders = {
+        name: write(tmp_path / name, {1: 50.0}, exit=exit)
+        for name, exit in (
+            ("unknown", None),
+            ("killed", None),
+            ("running", None),
+            ("again", "preempted"),
+            ("stopped", f"stopped: {'x' * 300}"),
+            ("done", "finished"),
+        )
+    }
+    for name in ("killed", "running", "again", "stopped", "done"):
+        (folders[name] / ".lock").touch()
+    holding = "import fcntl, sys; files = [open(name, 'a') for name in sys.argv[1:]]\n"
+    holding += "[fcntl.lockf(file, fcntl.LOCK_EX) for file in files]; print(flush=True); input()"
+    locked = [str(folders[name] / ".lock") for name in ("running", "again", "done")]
+    command = [sys.executable, "-c", holding, *locked]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        rows = tables(compare(*folders.values()).stdout)[0]
+        holder.stdin.close()
+    exits = {row["run"]: row["exit"] for row in rows}
+    assert exits.pop("stopped") == f"stopped: {'x' * 31}..."
+    assert exits == {
+        "unknown": "running or killed",
+        "killed": "killed",
+        "running": "running",
+        "again": "running",
+        "done": "finished",
+    }
+
+
+def test_panels_and_as_many_colours_as_runs(tmp_path):
+    folders = [write(tmp_path / f"lr{n}", {1: 50.0 + n}, f"optim.lr=0.{n + 1}") for n in range(7)]
+    file = tmp_path / "curves.png"
+    done = compare(*folders, "--plot", file, "--panels", "loss")
+    assert done.returncode == 0, done.stderr
+    assert Image.open(file).size[0] == 3 * 5.5 * 120  # three panels of 5.5 inches
+    done = compare(*folders, "--plot", file, "--panels", "los")
+    assert done.returncode == 2 and "has logged 'los'; did you mean 'loss'?" in done.stderr
+    assert all(len(set(plot.colors_for(count))) == count for count in (1, 6, 7, 40))
+
+
+# ---- bit by bit ----------------------------------------------------------------------------------
+
+
+def test_bit_by_bit(tmp_path):
+    tensors = {"a": torch.arange(4.0), "b": torch.tensor([[1.0, float("nan")], [0.0, 3.0]])}
+    for name in ("one", "two"):
+        run = write(tmp_path / name, {1: 50.0, 2: 60.0})
+        checkpoint.save(run / "checkpoints", 20, {"model": tensors, "ema": tensors}, {}, {}, 1)
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = compare("--bitwise", one, two)
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [
+            "logged numbers: equal, 4 records",
+            "weights at step 20: equal, 8 numbers",
+            "ema weights at step 20: equal, 8 numbers",
+        ],
+    )
+    other = {"a": tensors["a"], "b": tensors["b"] * torch.tensor([1.0, -1.0]).unsqueeze(1)}
+    checkpoint.save(two / "checkpoints", 20, {"model": tensors, "ema": other}, {}, {}, 1)
+    metrics = two / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("60.0", "60.000001"))
+    done = compare("--bitwise", one, two)
+    assert done.returncode == 1
+    first, second, third = done.stdout.splitlines()
+    assert first == "logged numbers: differ, first at step 20: top1 60.0 and 60.000001"
+    assert second.endswith("equal, 8 numbers")
+    assert third == (
+        "ema weights at step 20: differ, first in b[1, 0]: 0.0 and -0.0 (2 of 4 numbers)"
+    )
+    checkpoint.save(two / "checkpoints", 30, {"model": tensors}, {}, {}, 1)
+    done = compare("--bitwise", one, two)
+    assert done.returncode == 2 and "they have 20 and 30" in done.stderr
+    assert "--bitwise: 1 runs; give two" in compare("--bitwise", one).stderr
