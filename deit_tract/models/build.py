@@ -39,6 +39,8 @@ def _build_classifier(recipe: Recipe) -> nn.Module:
     shape = {"num_classes": data.classes, "in_chans": data.channels}
     try:
         net = timm.create_model(model.name, **shape, **(size | model.args))
+    except UserError:
+        raise
     except Exception as error:  # whatever a model makes of arguments that it did not expect
         what = f"timm cannot build {model.name} ({type(error).__name__}: {error})"
         raise UserError("model.args", what) from None

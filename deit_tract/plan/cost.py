@@ -109,14 +109,25 @@ def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
         saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         try:
             with counter, autocast(recipe, images.device), saving:
-                torch.func.functional_call(net.train(), state, (images,))
+                out = torch.func.functional_call(net.train(), state, (images,))
         except (AssertionError, RuntimeError, ValueError, TypeError) as error:
             size = " x ".join(map(str, image_shape(recipe)))
             what = f"{recipe.model.name} does not take {lane} images of {data.channels} x {size} px"
             raise UserError("data.image_size", f"{what} ({str(error).splitlines()[0]})") from None
+    if recipe.task == "classify":
+        _check_logits(recipe, out)
     own = {value.untyped_storage()._cdata for value in state.values()}
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     return flops, sum(storage.nbytes() for key, storage in saved.items() if key not in own)
+
+
+def _check_logits(recipe: Recipe, out: torch.Tensor | object) -> None:
+    """Raise UserError if a model gives anything but one value per image and class."""
+    wanted = (recipe.batch.lane_size, recipe.data.classes)
+    shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    if shape != wanted:
+        what = f"{recipe.model.name} gives {shape} instead of {wanted}, images and classes"
+        raise UserError("model.args", what, "leave out what changes its output")
 
 
 def _on_cpu(value: torch.Tensor) -> torch.Tensor:

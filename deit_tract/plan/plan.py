@@ -13,18 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from deit_tract.common.errors import UserError, UserErrors
 from deit_tract.common.text import GIB, format_bytes
 from deit_tract.data.sets.load import check_class_count, load_splits
 from deit_tract.data.stream import Stream
-from deit_tract.models.build import build_model
 from deit_tract.models.precision import resolve_precision, this_device
-from deit_tract.plan.cost import Cost, estimate_memory, measure, speed
+from deit_tract.plan.cost import Cost, estimate_memory, speed
 from deit_tract.plan.gpus import GPUS
-from deit_tract.plan.lanes import check_shared_forward
+from deit_tract.plan.probe import attempt, check_memory, most_memory, probe
 from deit_tract.recipe import published
 from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.launch import (
@@ -85,26 +81,24 @@ def make_plan(recipe: Recipe, folder: Path, gpus: int | None = None) -> Plan:
         data = recipe.data.model_copy(update={"classes": CLASSES})
         recipe = recipe.model_copy(update={"data": data})
     resolved = resolve_precision(recipe)
-    launch = _try(errors, _launch, gpus)
+    launch = attempt(errors, _launch, gpus)
     if launch is not None:
         errors += launch_problems(resolved, launch)
-    net = _build(recipe, errors)
-    cost = None
-    if net is not None:
-        cost = _try(errors, measure, resolved, net)
-        _try(errors, check_shared_forward, resolved, net)
-    samples = _try(errors, count_samples, recipe.data, recipe.detect)
+    cost = probe(resolved, errors)
+    if cost is not None:
+        attempt(errors, check_memory, resolved, cost, most_memory(), "the largest known GPU")
+    samples = attempt(errors, count_samples, recipe.data, recipe.detect)
     batch = recipe.batch
     stream = None
     if samples is not None:
         settings = (batch.lanes, batch.lane_size, recipe.augment.repeats, recipe.seed)
-        stream = _try(errors, Stream, samples[0], *settings)
+        stream = attempt(errors, Stream, samples[0], *settings)
     times = _times(recipe, stream, errors)
     memory = {} if cost is None else estimate_memory(recipe, cost)
     checkpoint = sum(memory.get(part, 0) for part in ("weights", "optimizer", "EMA"))
-    _try(errors, _check_folder, folder, resolved, checkpoint)
+    attempt(errors, _check_folder, folder, resolved, checkpoint)
     if recipe.expect.published is not None:
-        _try(errors, published.find, recipe.expect.published)
+        attempt(errors, published.find, recipe.expect.published)
     if errors:
         raise UserErrors(errors)
     counts = [n for n in PROCESSES if n <= batch.lanes] if gpus is None else [gpus]
@@ -133,33 +127,6 @@ def _launch(gpus: int | None) -> Launch:
     return replace(launch, processes=gpus, device=ABLE)
 
 
-def _try(errors: list[UserError], function: Callable, *args) -> Any:
-    """The function's result; its UserError goes to the list instead."""
-    try:
-        return function(*args)
-    except UserErrors as several:
-        errors += several.args[0]
-    except UserError as error:
-        errors.append(error)
-    return None
-
-
-def _build(recipe: Recipe, errors: list[UserError]) -> nn.Module | None:
-    """The model without numbers. What it cannot have is left out after its error, to find all."""
-    switches = {"model.class_token_std": None, "model.drop_path": 0.0, "model.tract": None}
-    while True:
-        try:
-            with torch.device("meta"):
-                return build_model(recipe)
-        except UserError as error:
-            errors.append(error)
-            key = error.args[0]
-            if key not in switches:
-                return None
-            changed = {key.removeprefix("model."): switches.pop(key)}
-            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=changed)})
-
-
 def count_samples(data: Data, detect: FasterRcnn | None = None) -> tuple[int, int] | None:
     """Training and validation images: counted if the data is there, else the data set's own.
 
@@ -181,7 +148,7 @@ def _times(recipe: Recipe, stream: Stream | None, errors: list[UserError]) -> di
     if stream is None:
         return unknown
     per_epoch = stream.steps_per_epoch
-    lr = _try(errors, learning_rate, recipe, per_epoch)
+    lr = attempt(errors, learning_rate, recipe, per_epoch)
     if lr is None:
         return unknown
     steps = total_steps(recipe.schedule, per_epoch)

@@ -1,8 +1,8 @@
 """Problems of a recipe's values with each other, one function per section."""
 
-import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from deit_tract.recipe.datasets import DATASETS, names_for
 from deit_tract.recipe.settings.base import Section, notes
@@ -11,9 +11,12 @@ from deit_tract.recipe.source import KeyPath
 
 Problem = tuple[KeyPath, str, str]  # key, what is wrong, what instead
 
+MOST_ARGUMENT = 2**16  # of model.args: a depth or a width beyond it takes minutes to build
+MOST_PIXELS = 8192  # of an image's shorter side
 # Arguments of timm.create_model that read files of weights or fetch them
 LOADING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-RAND_AUGMENT = r"rand(-(m\d+|n\d+|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax\d+|inc[01]))*"
+_PART = r"(m\d{1,3}|n\d{1,2}|p\d(\.\d{1,6})?|mstd\d{1,3}(\.\d{1,6})?|mmax\d{1,3}|inc[01])"
+RAND_AUGMENT = rf"rand(-{_PART}){{0,6}}"
 # What data/resident.py can do of `augment`
 RESIDENT = (
     *("repeats", "crop_padding", "crop_fill", "crop_ratio", "interpolation"),
@@ -30,6 +33,7 @@ def check_recipe(recipe: Recipe) -> Iterator[Problem]:
     yield from _checkpointing(recipe)
     yield from _optim(recipe.optim)
     yield from _data(recipe)
+    yield from _evaluate(recipe)
     yield from _augment(recipe.augment, recipe.data)
     yield from _of_another_task(recipe)
     if recipe.task == "detect":
@@ -102,10 +106,18 @@ def _model(model: Model) -> Iterator[Problem]:
         if name in LOADING:
             what = f"a recipe loads no weights, '{name}' does"
             yield key, what, "use finetune.py --checkpoint"
-        try:
-            json.dumps(value, allow_nan=False)
-        except ValueError:
-            yield key, f"'model.args.{name}' must be finite numbers", ""
+        if not all(abs(number) <= MOST_ARGUMENT for number in _numbers(value)):
+            what = f"'model.args.{name}' must be at most {MOST_ARGUMENT:,}"
+            yield key, what, "give a smaller number"
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in a value of model.args."""
+    if isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def _checkpointing(recipe: Recipe) -> Iterator[Problem]:
@@ -151,6 +163,13 @@ def _not_resident(recipe: Recipe) -> Iterator[str]:
         yield "data.skip_unreadable"
     if recipe.evaluate.crop < 1:
         yield "evaluate.crop below 1"
+
+
+def _evaluate(recipe: Recipe) -> Iterator[Problem]:
+    resized = int(recipe.data.image_size / recipe.evaluate.crop)
+    if resized > MOST_PIXELS:
+        what = f"images would be resized to {resized:,} px; at most {MOST_PIXELS:,}"
+        yield ("evaluate", "crop"), what, "raise it"
 
 
 def _augment(augment: Augment, data: Data) -> Iterator[Problem]:

@@ -25,6 +25,7 @@ from deit_tract.evaluators import build_evaluators
 from deit_tract.models.precision import resolve_precision
 from deit_tract.models.weights import load_state
 from deit_tract.plan.lanes import lanes_per_forward
+from deit_tract.plan.probe import check_start
 from deit_tract.recipe.launch import check_folder, lanes_of
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.schedule.durations import in_steps, total_steps
@@ -57,6 +58,7 @@ def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
         with Stop(accelerator, recipe.faults.timeout) as stop:
             recipe = on_all(accelerator, fill_in, recipe, folder, weights)
             on_main(accelerator, check_folder, folder, recipe)
+            on_main(accelerator, check_start, recipe)
             newest = on_main(accelerator, checkpoint.newest, folder / "checkpoints")
             data = on_all(accelerator, load_splits, recipe.data, recipe.detect)
             found = on_main(accelerator, check_data, folder, recipe, data, newest is not None)
@@ -189,7 +191,9 @@ class Run:
             what = f"step {profile} is not among those to come"
             self.log.say(f"log.profile: {what}; no trace is written")
         skip = {step - 1 for step in self.recipe.faults.skip_steps}
-        steps = [step for step in range(self.step, self.total) if step not in skip]
+        steps = range(self.step, self.total)
+        if skip:  # else no list, which would be long
+            steps = [step for step in steps if step not in skip]
         workers = self.recipe.data.workers
         device = self.accelerator.device
         feed = make_feed(self.task.source, self.stream, self.lanes, workers, device, self.replaced)

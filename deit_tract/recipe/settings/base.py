@@ -14,7 +14,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]  # of steps, images, checkpoints
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
 Few = Annotated[int, Field(ge=1, le=1000)]  # of what costs time or memory each
 Many = Annotated[int, Field(ge=1, le=10**6)]
-Pixels = Annotated[int, Field(ge=1, le=8192)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
 Classes = Annotated[int, Field(ge=1, le=100_000)]
 
 Epochs = Annotated[float, Field(gt=0, le=1e6)]

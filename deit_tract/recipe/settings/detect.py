@@ -6,8 +6,8 @@ from pydantic import Field
 
 from deit_tract.recipe.settings.base import Fraction, Many, Pixels, Probability, Section, key
 
-Length = Annotated[float, Field(ge=1, le=8192)]  # px
-LengthOrZero = Annotated[float, Field(ge=0, le=8192)]
+Length = Annotated[float, Field(ge=1, le=4096)]  # px
+LengthOrZero = Annotated[float, Field(ge=0, le=4096)]
 Ratio = Annotated[float, Field(ge=0.01, le=100)]
 
 
@@ -28,10 +28,10 @@ class FasterRcnn(Section):
     )
     dropout: Fraction = key(0.0, "after fc6 and fc7; py-faster-rcnn 0.5")
 
-    anchor_sizes: Annotated[list[Length], Field(min_length=1, max_length=100)] = key(
+    anchor_sizes: Annotated[list[Length], Field(min_length=1, max_length=20)] = key(
         [128, 256, 512], "px, square root of an anchor's area"
     )
-    anchor_ratios: Annotated[list[Ratio], Field(min_length=1, max_length=100)] = key(
+    anchor_ratios: Annotated[list[Ratio], Field(min_length=1, max_length=20)] = key(
         [0.5, 1.0, 2.0], "height by width"
     )
     anchor_offset: LengthOrZero = key(8.0, "px, of an anchor's centre in its cell; torchvision 0")
