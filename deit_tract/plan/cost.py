@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deit_tract.common.errors import UserError
 from deit_tract.common.text import GIB
 from deit_tract.models import detector
+from deit_tract.models.cifar.blocks import Residual
 from deit_tract.models.drop_path import DropPath, draw_drop_path
 from deit_tract.models.precision import autocast
 from deit_tract.plan.gpus import Gpu
@@ -107,9 +108,13 @@ def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
         attention = {_FUSED_ATTENTION: _attention_flops}
         counter = FlopCounterMode(display=False, custom_mapping=attention)
         saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        net.train()
+        for block in net.modules():
+            if isinstance(block, Residual):
+                block.training = False  # no body is dropped
         try:
             with counter, autocast(recipe, images.device), saving:
-                out = torch.func.functional_call(net.train(), state, (images,))
+                out = torch.func.functional_call(net, state, (images,))
         except (AssertionError, RuntimeError, ValueError, TypeError) as error:
             size = " x ".join(map(str, image_shape(recipe)))
             what = f"{recipe.model.name} does not take {lane} images of {data.channels} x {size} px"

@@ -209,10 +209,12 @@ SMALL = ("depth=1", "embed_dim=24", "num_heads=2")
         ("deit3_small_patch16_224.fb_in1k", (*SMALL, "no_embed_class=true")),
         ("test_efficientnet", ()),
         ("test_resnet", ()),
+        ("cifar_net", ("net=shufflenetv2",)),
     ],
 )
 def test_other_models(run_tool, tmp_path, name, arguments):
-    token = ["model.class_token_std=0.02"] if arguments else ["model.drop_path=0"]
+    transformer = "vit" in name or "deit" in name
+    token = ["model.class_token_std=0.02"] if transformer else ["model.drop_path=0"]
     args = [f"model.args.{argument}" for argument in arguments]
     run = tmp_path / "run"
     bare = tmp_path / "bare.yaml"  # the quickstart without its model's arguments

@@ -9,6 +9,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from deit_tract.models.cifar.blocks import Multiply
 from deit_tract.models.cifar.config import cifar_cfg
 
 default_cfgs = generate_default_cfgs(
@@ -21,20 +22,6 @@ class GeluMlp(Mlp):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(super().forward(x))
-
-
-class Multiply(nn.Module):
-    """Multiplies by a constant."""
-
-    def __init__(self, factor: float):
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.factor * x
-
-    def extra_repr(self) -> str:
-        return f"{self.factor:.4g}"
 
 
 class NormPatchEmbed(PatchEmbed):

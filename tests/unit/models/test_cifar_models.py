@@ -195,9 +195,19 @@ def test_an_unknown_patch_norm_is_refused():
         build_model(load_recipe("cifar10_vit_100ep", ["model.args.patch_norm=both"]))
 
 
-@pytest.mark.parametrize("name", ["cifar_cnn", "resnet18_cifar", "vit_cifar"])
-def test_they_say_of_themselves_what_timms_models_do(name):
-    net = timm.create_model(name, num_classes=7)
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("cifar_cnn", {}),
+        ("resnet18_cifar", {}),
+        ("vit_cifar", {}),
+        ("cifar_net", {"net": "mobilenetv2"}),
+        ("cifar_net", {"net": "vgg11"}),
+    ],
+)
+def test_they_say_of_themselves_what_timms_models_do(name, args):
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=7, **args)
     last = net.get_submodule(net.pretrained_cfg["classifier"])
     assert (
         (net.num_features, net.num_classes)
@@ -211,4 +221,5 @@ def test_names_are_not_timms():
     """timm would warn and we would shadow, should it have models of these names one day."""
     names = [name for name in cifar.__all__ if name.islower()]
     modules = {timm.models.model_entrypoint(name).__module__ for name in names}
-    assert len(names) == 3 and modules == {f"{cifar.__name__}.vit", f"{cifar.__name__}.resnet"}
+    assert len(names) == 4
+    assert modules == {f"{cifar.__name__}.{file}" for file in ("vit", "resnet", "nets")}

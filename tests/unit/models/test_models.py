@@ -4,8 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models as torchvision_models
 
 from deit_tract.common.errors import UserError
+from deit_tract.common.seeds import derive, seed_generators
 from deit_tract.models.build import build_model, timm
 from deit_tract.models.drop_path import DropPath, draw_drop_path, set_drop_path
 from deit_tract.models.weights import load_weights
@@ -128,3 +130,18 @@ def test_weights_come_back_and_anything_else_is_refused(tmp_path):
     (tmp_path / "c.pth").write_bytes(b"not weights")
     with pytest.raises(UserError, match="cannot be read as weights"):
         load_weights(other, str(tmp_path / "c.pth"))
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_the_imagenet_resnets_are_torchvisions_to_the_bit(depth):
+    """Their names, start values from one seed, and logits."""
+    recipe = load_recipe(f"resnet{depth}_60ep")
+    ours = build_model(recipe)
+    seed_generators(derive(recipe.seed, "init"))
+    theirs = getattr(torchvision_models, f"resnet{depth}")()
+    state = theirs.state_dict()
+    assert list(ours.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in ours.state_dict().items())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(image), theirs.eval()(image))

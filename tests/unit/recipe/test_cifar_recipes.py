@@ -10,6 +10,7 @@ from PIL import Image
 from deit_tract.common.seeds import seed_generators
 from deit_tract.data.stream import Stream
 from deit_tract.data.transforms import augment
+from deit_tract.recipe import published
 from deit_tract.recipe.catalogue import names
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.results.runs import differing
@@ -100,3 +101,57 @@ def test_autoaugment_is_drawn_from_the_views_seed():
         assert torch.equal(first, again)
         changed += not torch.equal(without, first)
     assert 25 <= changed < 40  # a policy leaves some images as they are
+
+
+# ---- Table 1: 36 networks ------------------------------------------------------------------------
+
+TABLE = {name: load_recipe(name) for name in names() if name.startswith("table1_")}
+RATES_OF_EPOCHS = {  # those of pytorch-cifar100's own scheduler after its warm-up epoch
+    "200ep": [0.1] * 58 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 41,
+    "133ep": [0.1] * 38 + [0.02] * 40 + [0.004] * 27 + [0.0008] * 27,
+}
+
+
+@pytest.mark.parametrize("run", RATES_OF_EPOCHS)
+def test_the_rate_of_each_epoch_is_the_references(run):
+    """Its warm-up begins at 0; its first rate ends an epoch before the text's 60."""
+    rate = learning_rate(TABLE[f"table1_vgg16_{run}"], 390)
+    assert [rate(step) for step in (0, 39, 195)] == pytest.approx([0, 0.01, 0.05])
+    wanted = RATES_OF_EPOCHS[run]
+    for epoch, value in enumerate(wanted, 1):
+        assert [rate(390 * epoch), rate(390 * epoch + 389)] == pytest.approx([value, value])
+    assert TABLE[f"table1_vgg16_{run}"].schedule.epochs == 1 + len(wanted)
+
+
+def test_the_36_networks_differ_in_their_name_and_each_has_the_papers_numbers():
+    assert len(TABLE) == 36 * 4
+    expected = [[], [], []]
+    for name, recipe in TABLE.items():
+        net, run, *tract = name.removeprefix("table1_").split("_")
+        assert recipe.model.args == {"net": net} and recipe.model.tract == (0.1 if tract else None)
+        apart = {"model.args", "model.args.net", "model.tract"}
+        assert differing(TABLE[f"table1_vgg16_{run}"], recipe) <= apart
+        if run == "200ep" or tract:
+            expected[2 if run == "133ep" else len(tract)].append(recipe.expected)
+        else:
+            assert recipe.expected is None
+    average = published.read()["cifar100"]["average"]
+    means = [sum(column) / 36 for column in expected]
+    assert means == pytest.approx([average[0], average[4], average[8]], abs=0.0055)
+
+
+# ---- ImageNet ResNets ----------------------------------------------------------------------------
+
+
+def test_the_imagenet_resnets_are_the_papers():
+    """TrAct, Section 4.3: 0.141 for 30 epochs, else 0.1; a tenth of it after 1/3 and 2/3."""
+    for depth in (18, 34, 50):
+        for epochs, peak in ((30, 0.141), (60, 0.1), (90, 0.1)):
+            plain, ours = (load_recipe(f"resnet{depth}_{epochs}ep{arm}") for arm in ("", "_tract"))
+            assert differing(plain, ours) == {"model.tract"} and ours.model.tract == 0.1
+            rate = learning_rate(plain, 5004)
+            third = 5004 * epochs // 3
+            steps = (0, third - 1, third, 2 * third - 1, 2 * third, 3 * third - 1)
+            factors = (1, 1, 0.1, 0.1, 0.01, 0.01)
+            assert [rate(step) / peak for step in steps] == pytest.approx(factors)
+            assert (plain.batch.size, plain.batch.lanes, plain.optim.weight_decay) == (256, 1, 1e-4)
