@@ -2,13 +2,20 @@
 
 import copy
 import math
+import tarfile
+from itertools import islice
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from deit_tract import tract
 from deit_tract.tract import TrAct
+from tests.helpers import REAL_IMAGES
 
 # ---- the independent statement -------------------------------------------------------------------
 
@@ -154,6 +161,21 @@ def natural_images(count: int, size: int, seed: int = 0) -> torch.Tensor:
     )
     x = x + x.mean(1, keepdim=True)
     return (x - x.mean()) / x.std()
+
+
+def photos(count: int, size: int) -> torch.Tensor:
+    """The first photos of ImageNet that are there, squares of a size, normalised."""
+    archive = REAL_IMAGES / "imagenet_samples_256.tar"
+    if not archive.exists():
+        pytest.skip(f"needs the real images {archive.name} beside the checkout")
+    with tarfile.open(archive) as tar:
+        files = islice((member for member in tar if member.isfile()), count)
+        images = [Image.open(tar.extractfile(file)).convert("RGB") for file in files]
+    squares = [np.array(ImageOps.fit(image, (size, size))) for image in images]
+    x = torch.from_numpy(np.stack(squares)).movedim(-1, 1) / 255
+    constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in constants)
+    return (x - mean) / std
 
 
 def pixels(x: torch.Tensor) -> torch.Tensor:

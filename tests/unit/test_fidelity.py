@@ -44,6 +44,21 @@ def test_parameters(name, parameters):
     assert sum(p.numel() for p in build_model(load_recipe(name)).parameters()) == parameters
 
 
+COMMANDS = {  # README_revenge.md: --batch, --node x --gpu
+    "vit_s_800ep": (256, 1 * 8),
+    "vit_b_800ep": (256, 1 * 8),
+    "vit_b_ft224_20ep": (64, 1 * 8),
+    "vit_s_ft224_lamb": (128, 2 * 8),
+    "vit_b_ft224_lamb": (64, 4 * 8),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_lanes_are_the_gpus_of_the_published_command(name):
+    batch = load_recipe(name).batch
+    assert (batch.lane_size, batch.lanes) == COMMANDS[name]
+
+
 @pytest.mark.parametrize(
     ("name", "lr", "decay", "drop_path", "epochs", "size"),
     [

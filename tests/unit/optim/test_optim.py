@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from timm.optim import param_groups_layer_decay
+from timm import create_model
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 
 from deit_tract.common.errors import UserError
 from deit_tract.models.build import build_model
@@ -117,6 +118,23 @@ def test_sgd_is_the_float64_statement(nesterov):
         expected = expected - 0.1 * (gradient + 0.7 * velocity if nesterov == "true" else velocity)
         sgd.step()
     torch.testing.assert_close(model.weight.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_sgd_of_the_transfer_recipes_is_timms():
+    """DeiT's --opt sgd, to the bit: groups, Nesterov's momentum, decay."""
+    optim = load_recipe("transfer_cars_vit_s_sgd").optim
+    ours = create_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=12, num_heads=2)
+    theirs = copy.deepcopy(ours)
+    settings = {"lr": optim.lr, "weight_decay": optim.weight_decay, "momentum": optim.momentum}
+    optimizers = [build_optimizer(optim, ours), create_optimizer_v2(theirs, "sgd", **settings)]
+    for _ in range(4):
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    assert all(torch.equal(mine, other) for mine, other in pairs)
 
 
 def test_the_sources_with_nesterovs_momentum_have_it():

@@ -14,6 +14,7 @@ from tests.helpers.tract import (
     error,
     expected,
     natural_images,
+    photos,
     pixels,
     weight_gradient,
 )
@@ -32,6 +33,18 @@ CASES = {
 def test_normalised_images(name, lam):
     layer, count, size = CASES[name]
     check(layer, natural_images(count, size), tolerance=1e-4 if "few" in name else 2e-5, lam=lam)
+
+
+@pytest.mark.parametrize("size", [32, 112])
+def test_photos(size):
+    """More rows, and correlated ones: the rounding of torch's own gradient is enlarged more."""
+    count = 32 if size == 32 else 4
+    x = photos(count, size)
+    layer = TrAct(nn.Conv2d(3, 32, 3, padding=1))
+    noise = torch.randn(layer(x).shape, generator=torch.Generator().manual_seed(1))
+    for gradient, bound in ((noise, 2e-4), (layer(x).detach() * noise.abs(), 4e-3)):
+        got = weight_gradient(layer, x, gradient)
+        assert error(got, expected(layer, x, gradient, 0.1)) < bound
 
 
 @pytest.mark.parametrize("name", CASES)
