@@ -54,7 +54,8 @@ def main() -> None:
         raise UserError(arguments.run, what, instead)
     name = f"hf-hub:{arguments.push}" if arguments.push else f"local-dir:{folder.name}"
     card = model_card(model, arguments.ema, name)
-    export.write(model, folder, export.label_names(model.recipe), card, arguments.onnx)
+    names = export.label_names(model.recipe, arguments.run)
+    export.write(model, folder, names, card, arguments.onnx)
     print(
         f"{arguments.folder}: {model.name} at step {model.step:,}; "
         "timm loads it to equal weights and logits"

@@ -13,14 +13,15 @@ from deit_tract.results.trained import Trained
 def class_names(model: Trained) -> list[str]:
     """Return a name for each class; their numbers where nothing tells their names.
 
-    A detector's are its recipe's. Others are looked for with an export, in the run's data, and by
+    A detector's are its recipe's. Others come with the export or the run, from its data, or from
     timm, which guesses ImageNet's variant by the number of classes. Synsets become words.
     """
     recipe = model.recipe
     if recipe is not None and recipe.task == "detect":
         return recipe.detect.class_names
     count = model.view["classes"]
-    names = _of_export(model) or (label_names(recipe) if recipe else _of_timm(model))
+    run = model.source.run
+    names = _of_export(model) or (label_names(recipe, run) if recipe else _of_timm(model))
     if names is None or len(names) != count:
         return [str(number) for number in range(count)]
     return in_words(names)

@@ -28,6 +28,7 @@ from deit_tract.data.sets.imagenet import synsets
 from deit_tract.data.sets.load import load_validation
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.results.trained import Trained
+from deit_tract.train.folder import read_data
 
 REQUIRED = {"model.safetensors", "config.json", "recipe.yaml"}
 FILES = REQUIRED | {"README.md", "model.onnx", "model.onnx.data"}
@@ -222,15 +223,18 @@ def write_onnx(model: Trained, file: Path) -> None:
         raise UserError("--onnx", what, "export without it") from None
 
 
-def label_names(recipe: Recipe) -> list[str] | None:
-    """Return the classes' names: ImageNet's synsets, or those of the run's data if still there."""
+def label_names(recipe: Recipe, run: Path | None = None) -> list[str] | None:
+    """Return the names of a recipe's classes; None if they are numbers or not known.
+
+    ImageNet's synsets, or those that the run was trained on, or those of data that is still there.
+    """
     data, official = recipe.data, ImageNetInfo().label_names()
     if data.name == "imagenet" and data.classes == len(official):
         return official
+    known = read_data(run) if run else None
     try:
-        images = load_validation(data)
+        names = known["classes"] if known else synsets(load_validation(data))
     except UserError:
         return None
-    names = synsets(images)
-    numbers = [str(label) for label in range(data.classes)]
+    numbers = [str(label) for label in range(len(names))]
     return names if names != numbers else None

@@ -144,20 +144,25 @@ def test_names_of_classes(tool, photos, tmp_path):
         "cat",
     ]
     recipe = load_recipe("quickstart", ["data.workers=0"])
-    run = tmp_path / "run"
-    save = run / "w"
+    save = tmp_path / "run" / "checkpoints" / "step_00000001"
     save.mkdir(parents=True)
-    (save / "recipe.yaml").write_text(explain(recipe))
-    save_file(build_model(recipe).state_dict(), save / "w.safetensors")
-    config = {"label_names": [f"digit {n}" for n in range(10)]}
+    (tmp_path / "run" / "recipe.yaml").write_text(explain(recipe))
+    weights = save / "w.safetensors"
+    save_file(build_model(recipe).state_dict(), weights)
     image = photos / "val" / "a" / "0.png"
-    code, out, err = tool("predict.py", save / "w.safetensors", image, "--top", 1)
-    assert code == 0 and out.split(": ")[1].split()[0].isdigit(), err
-    (save / "config.json").write_text(json.dumps(config))
-    code, out, err = tool(
-        "predict.py", save / "w.safetensors", image, "--top", 1, "--recipe", save / "recipe.yaml"
-    )
-    assert code == 0 and out.startswith(f"{image}: digit "), err
+
+    def first(*options: object) -> str:
+        code, out, err = tool("predict.py", weights, image, "--top", 1, *options)
+        assert code == 0, err
+        return out.removeprefix(f"{image}: ").rpartition(" ")[0].rpartition(" ")[0]
+
+    assert first().isdigit()
+    names = [f"digit {number}" for number in range(10)]
+    (tmp_path / "run" / "fingerprint.json").write_text(json.dumps({"classes": names}))
+    assert first() in names
+    labels = [f"label {number}" for number in range(10)]
+    (save / "config.json").write_text(json.dumps({"label_names": labels}))
+    assert first("--recipe", tmp_path / "run" / "recipe.yaml") in labels
 
 
 def test_a_detector_draws_boxes(tool, photos, tmp_path):
