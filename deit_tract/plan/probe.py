@@ -19,8 +19,10 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from deit_tract.common.errors import UserError, UserErrors
 from deit_tract.common.seeds import seed_generators
 from deit_tract.common.text import GIB, brief, format_bytes
+from deit_tract.data.loader import Views, stacked
 from deit_tract.data.sets.boxes import Objects, Photo
 from deit_tract.data.sets.images import mode_of
+from deit_tract.data.stream import View
 from deit_tract.data.transforms import augment, fast
 from deit_tract.data.transforms.detection import ToSample
 from deit_tract.models.build import build_model
@@ -160,11 +162,9 @@ def _training_views(recipe: Recipe) -> None:
     if recipe.data.pipeline == "fast":
         image = np.array(image)
         transform = fast.FastTransform(recipe, defer=False)
-    views = []
-    for seed in range(DRAWS):
-        seed_generators(seed)
-        views.append(transform(image))
-    _check_shape(transform.finish(torch.stack(views))[0], recipe)
+    views = Views([(image, None)], transform)
+    batch = stacked([views[View(0, seed)] for seed in range(DRAWS)]).data
+    _check_shape(transform.finish(batch.pop("image"), **batch)[0], recipe)
 
 
 def _evaluated_view(recipe: Recipe) -> None:

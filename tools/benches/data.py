@@ -180,7 +180,7 @@ def timm_transform(recipe: Recipe) -> Callable:
 class HostPart(fast.FastTransform):
     """The fast transform without the GPU's part."""
 
-    def finish(self, images: Tensor, *draws: Tensor) -> Tensor:
+    def finish(self, images: Tensor, **drawn: Tensor) -> Tensor:
         return images
 
 

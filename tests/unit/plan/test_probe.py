@@ -42,6 +42,12 @@ def test_the_key_because_of_which_an_image_fails(monkeypatch):
     assert line == f"augment.affine: {what}; choose another value"
 
 
+@pytest.mark.parametrize("pipeline", ["exact", "fast"])
+def test_what_a_transform_leaves_for_the_batch_is_tried_too(pipeline):
+    settings = ["augment.random_erase=1", f"data.pipeline={pipeline}"]
+    probe.check_start(resolve_precision(load_recipe("quickstart", settings)))
+
+
 def test_a_detector_computes_a_photo(monkeypatch):
     recipe = resolve_precision(load_recipe(RECIPE, [*SMALL, "detect.rpn_sample=8"]))
     probe.check_start(recipe)
