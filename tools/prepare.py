@@ -4,7 +4,7 @@ python tools/prepare.py imagenet DIR                      everything
 python tools/prepare.py imagenet DIR --quick              only classes and counts
 python tools/prepare.py imagenet DIR --fix-val LABELS     sort a flat validation folder, then check
 python tools/prepare.py voc2007 DIR                       MD5 of its tars, counts, annotations
-python tools/prepare.py folder DIR                        any DIR/train/CLASS/IMAGE and DIR/val/...
+python tools/prepare.py folder DIR                        your own: classes, sizes, copies
 python tools/prepare.py cifar10|cifar100|flowers102|cars DIR
 python tools/prepare.py cifar10|cifar100|flowers102 DIR --download     fetch it from its authors
 
@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,11 +28,13 @@ from tqdm import tqdm
 from deit_tract.cli import Parser, script
 from deit_tract.common.errors import UserError, UserErrors
 from deit_tract.common.text import plural
-from deit_tract.data.sets.folder import place_of
+from deit_tract.data.sets.folder import find_layout, place_of
 from deit_tract.data.sets.imagenet_labels import read_labels, sort_by_class
-from deit_tract.data.sets.images import PARTS
+from deit_tract.data.sets.images import PARTS, Splits
+from deit_tract.data.sets.inspection import class_counts, look_at, remarks
 from deit_tract.data.sets.load import READERS, check_same_classes
 from deit_tract.data.sets.official import changed_files, download, folder_of
+from deit_tract.data.sets.split import Subset
 from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Data
@@ -39,37 +42,45 @@ from deit_tract.results.arguments import MOST_WORKERS, add_shared, given, path
 
 # voc is any set in VOC's layout, whose classes only a recipe tells
 SETS = {name: facts for name, facts in DATASETS.items() if facts.on_disk and name != "voc"}
+SPLIT = 0.1  # held out of a folder without a validation part, as recipe folder_finetune does
+NEXT = "next: python finetune.py --recipe folder_finetune --checkpoint timm:NAME --data-dir {}"
 
 
 class Decoding(Dataset):
-    """Decodes an image of a set: None, or its UserError."""
+    """Looks at an image of a set by its index."""
 
-    def __init__(self, images: Dataset):
-        self.images = images
+    def __init__(self, images: Dataset, look: Callable):
+        self.images, self.look = images, look
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> UserError | None:
-        try:
-            self.images[index]
-        except UserError as error:
-            return error
-        return None
+    def __getitem__(self, index: int) -> object:
+        return self.look(self.images, index)
 
 
-def broken(images: Dataset, workers: int, title: str) -> list[UserError]:
-    """Decode all images in `workers` processes; the errors, in the set's order."""
-    batches = DataLoader(
-        Decoding(images), 64, num_workers=workers, collate_fn=list, worker_init_fn=_quiet
-    )
-    errors = []
+def decodes(images: Dataset, index: int) -> UserError | None:
+    """Decode an image: None, or its UserError."""
+    try:
+        images[index]
+    except UserError as error:
+        return error
+    return None
+
+
+def decode_all(images: Dataset, look: Callable, workers: int, title: str) -> list:
+    """Look at all images in `workers` processes; what was found, in the set's order."""
+    dataset = Decoding(images, look)
+    batches = DataLoader(dataset, 64, num_workers=workers, collate_fn=list, worker_init_fn=_quiet)
+    found = []
+    broken = 0
     with tqdm(total=len(images), desc=title, unit=" images", unit_scale=True, disable=None) as bar:
         for results in batches:
-            errors += [error for error in results if error is not None]
-            bar.set_postfix(broken=len(errors), refresh=False)
+            found += results
+            broken += sum(isinstance(one, UserError) for one in results)
+            bar.set_postfix(broken=broken, refresh=False)
             bar.update(len(results))
-    return errors
+    return found
 
 
 def _quiet(worker: int) -> None:
@@ -111,10 +122,31 @@ def check(arguments: argparse.Namespace) -> None:
         errors.append(error)
     for images in splits:
         print(describe(images), flush=True)
+    own = name == "folder" and not errors
+    look = look_at if own else decodes
+    found = {}
     if not arguments.quick:
         for part, images in zip(parts, splits, strict=True):
-            errors += broken(images, arguments.workers, part)
+            found[part] = decode_all(images, look, arguments.workers, part)
+            errors += [one for one in found[part] if isinstance(one, UserError)]
+    if own:
+        report(directory, Splits(*splits), found)
     conclude(sum(map(len, splits)), errors, arguments)
+    if own:
+        print(NEXT.format(directory))
+
+
+def report(directory: str, splits: Splits, found: dict[str, list]) -> None:
+    """Print the layout, the classes and what may surprise in a set of one's own."""
+    if not directory.startswith("hfds/"):
+        print(f"layout: {find_layout(Path(directory)).words}")
+    if isinstance(splits.val, Subset):
+        print(
+            f"no validation part: data.split={SPLIT} holds out {plural(len(splits.val), 'image')}"
+        )
+    print("\n".join(class_counts(splits)))
+    for line in remarks(splits, found):
+        print(f"remark: {line}")
 
 
 def changed(name: str, directory: str) -> list[UserError]:
@@ -131,7 +163,7 @@ def changed(name: str, directory: str) -> list[UserError]:
 def read(name: str, directory: str, parts: list[str]) -> list[Dataset]:
     """Read parts of a set, complete or not."""
     facts = DATASETS[name]
-    data = Data(name="folder", dir=directory, image_size=1, classes=1, verify=False)
+    data = Data(name="folder", dir=directory, image_size=1, classes=1, verify=False, split=SPLIT)
     data = data.model_copy(update={"name": name})  # no recipe may name imagenet_v2
     if "detect" not in facts.tasks:
         return READERS[name].read(data, parts)

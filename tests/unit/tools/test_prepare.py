@@ -1,9 +1,11 @@
 """tools/prepare.py: what it finds in a data set, sorting ImageNet's validation images."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deit_tract.common.errors import UserError
 from deit_tract.data.sets import imagenet_labels
@@ -200,3 +202,39 @@ def test_mistakes_on_the_command_line(prepare, tiny, tmp_path):
             and errors[0].startswith("error: ")
             and message in errors[0]
         ), errors
+
+
+def test_ones_own_images_are_counted_and_oddities_are_remarked(prepare, tmp_path):
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for index in range(20):
+            Image.new("RGB", (70, 80), (number, index, 0)).save(tmp_path / name / f"{index}.png")
+    Image.new("L", (300, 40)).save(tmp_path / "cat/wide.png")
+    shutil.copy(tmp_path / "cat/0.png", tmp_path / "dog/same.png")
+    shutil.copy(tmp_path / "cat/0.png", tmp_path / "dog/again.png")
+    shutil.copy(tmp_path / "cat/1.png", tmp_path / "cat/one.png")
+    code, out, errors = prepare("folder", tmp_path, "--workers", 0)
+    lines = out.splitlines()
+    assert (code, errors) == (0, [])
+    assert lines[2:4] == [
+        "layout: class folders",
+        "no validation part: data.split=0.1 holds out 6 images",
+    ]
+    assert [line.split() for line in lines[4:7]] == [
+        ["train", "val", "class"],
+        ["20", "2", "cat"],
+        ["18", "4", "dog"],
+    ]
+    once = "image there more than once, byte for byte,"
+    assert lines[7:-2] == [
+        "remark: shorter sides of 40 to 70 px, median 70 px",
+        f"remark: 1 image below 64 px: {tmp_path}/cat/wide.png",
+        f"remark: 1 image over 4 times as long as wide: {tmp_path}/cat/wide.png",
+        f"remark: 1 image greyscale: {tmp_path}/cat/wide.png",
+        f"remark: 1 {once} with different classes: cat/0.png = dog/again.png",
+        f"remark: 1 {once} in one part: cat/1.png = cat/one.png",
+    ]
+    assert lines[-1].startswith("next: python finetune.py --recipe folder_finetune ")
+    (tmp_path / "dog/3.png").write_bytes(b"no image")
+    code, out, errors = prepare("folder", tmp_path, "--workers", 0)
+    assert code == 2 and len(errors) == 1 and "next:" not in out
