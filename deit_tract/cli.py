@@ -17,6 +17,7 @@ from deit_tract.common.text import short
 from deit_tract.recipe import listing
 from deit_tract.recipe.describe import explain, schema
 from deit_tract.recipe.resolve import Recipe, load_recipe
+from deit_tract.results.arguments import add_shared, given, path
 
 # exit code after a signal: saved, to be started again (EX_TEMPFAIL of sysexits.h)
 PREEMPTED = 75
@@ -45,13 +46,18 @@ def _parser(description: str, finetune: bool) -> Parser:
     """Return the arguments of train.py, and of finetune.py with its --checkpoint."""
     arguments = Parser(description=description)
     add = arguments.add_argument
-    add("--recipe", metavar="NAME|FILE", help="a recipe below recipes/ by name, or a YAML file")
+    add(
+        "--recipe",
+        metavar="NAME|FILE",
+        type=given("--recipe"),
+        help="a recipe below recipes/ by name, or a YAML file",
+    )
     if finetune:
         kinds = "RUN|FILE|timm:NAME|torchvision:NAME"
-        add("--checkpoint", metavar=kinds, help="weights to start from")
-    add("--data-dir", metavar="DIR", help="folder of the data set")
+        add("--checkpoint", metavar=kinds, type=given("--checkpoint"), help="weights to start from")
+    add_shared(arguments, "--data-dir")
     output = "the run's folder (default: runs/RECIPE); an existing run is resumed"
-    add("--output", metavar="DIR", type=Path, help=output)
+    add("--output", metavar="DIR", type=path("--output"), help=output)
     override = "override a value; may be repeated"
     add("--set", metavar="section.key=value", action="append", default=[], help=override)
     listed = "families and recipes; with WORD the recipes of a name, data set, model or 'tract'"

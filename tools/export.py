@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from deit_tract.cli import Parser, script
 from deit_tract.common.errors import UserError
 from deit_tract.results import export, hub
-from deit_tract.results.arguments import add_shared, new_folder, path
+from deit_tract.results.arguments import add_shared, new_folder, path, repository
 from deit_tract.results.card import model_card
 from deit_tract.results.trained import Choice, load_trained
 from deit_tract.train.weights_source import recipe_of_run
@@ -35,7 +35,8 @@ def parser() -> Parser:
     add("folder", place, metavar="DIR", type=new_folder("DIR"))
     add_shared(arguments, "--step", "--ema")
     add("--onnx", "also write model.onnx", action="store_true")
-    add("--push", "upload the folder to the Hugging Face hub", metavar="USER/NAME")
+    hub_name = {"metavar": "USER/NAME", "type": repository("--push")}
+    add("--push", "upload the folder to the Hugging Face hub", **hub_name)
     return arguments
 
 

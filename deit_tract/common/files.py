@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deit_tract.common.errors import UserError
+from deit_tract.common.text import short
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -48,7 +49,7 @@ def write_through(path: Path, data: bytes) -> list[int | str]:
 
 def check_new_file(path: Path, option: str) -> None:
     """Raise UserError if `path`, named by a command line's option, cannot be written as a file."""
-    where = f"{option} {path}"
+    where = f"{option} {short(str(path))}"
     _check_name(path, where)
     if not path.parent.is_dir():
         raise UserError(where, "its folder does not exist", "make it first")
@@ -64,7 +65,7 @@ def check_new_file(path: Path, option: str) -> None:
 
 def check_new_folder(path: Path, option: str) -> None:
     """Raise UserError if `path`, named by a command line's option, cannot become a folder."""
-    where = f"{option} {path}"
+    where = f"{option} {short(str(path))}"
     whole = Path(os.path.abspath(path))
     _check_name(whole, where)
     place = whole

@@ -62,7 +62,7 @@ def find(key: str, where: str = "expect.published") -> Published:
     name = key if key in entries() else key.rpartition("/")[0]
     entry = entries().get(name, {})
     results = entry.get("results", {})
-    if name != key and key.removeprefix(f"{name}/") not in results:
+    if not entry or (name != key and key.removeprefix(f"{name}/") not in results):
         keys = [f"{name}/{one}" for name in entries() for one in entries()[name].get("results", {})]
         instead = nearest(key, [*entries(), *keys]) or f"{display(FILE)} has the keys"
         raise UserError(where, f"nothing is published under '{short(key)}'", instead)

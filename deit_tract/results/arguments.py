@@ -70,6 +70,17 @@ def given(option: str) -> Callable[[str], str]:
     return read
 
 
+def repository(option: str) -> Callable[[str], str]:
+    """USER/NAME on the Hugging Face hub."""
+
+    def read(text: str) -> str:
+        if re.fullmatch(r"[A-Za-z0-9._-]{1,96}/[A-Za-z0-9._-]{1,96}", text):
+            return text
+        raise UserError(option, f"'{short(text, 40)}' is not USER/NAME of the hub")
+
+    return read
+
+
 def new_file(option: str, *suffixes: str, hint: str = "") -> Callable[[str], Path]:
     """A file to write, with one of the suffixes if any are given. Its folder must exist."""
 
@@ -89,7 +100,7 @@ def new_folder(option: str) -> Callable[[str], Path]:
     """A folder to make or to fill."""
 
     def read(text: str) -> Path:
-        check_new_folder(Path(text), option)
+        check_new_folder(Path(given(option)(text)), option)
         return Path(text)
 
     return read

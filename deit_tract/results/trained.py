@@ -18,6 +18,7 @@ from deit_tract.common.errors import UserError
 from deit_tract.common.text import brief
 from deit_tract.data.transforms import augment
 from deit_tract.models.build import build_model
+from deit_tract.models.detector import Detector
 from deit_tract.models.weights import Weights, load_weights, read_weights
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Data, Recipe
@@ -117,6 +118,7 @@ def _of_recipe(source: WeightsSource, recipe: Path | str, choice: Choice) -> Tra
     overrides = [f"{key}={value}" for key, value in asked.items() if value is not None]
     loaded = load_recipe(str(recipe), overrides)
     net = build_model(plain(loaded)).eval()
+    _check_size(net, loaded.data.channels, choice.image_size)
     load_weights(net, source.weights)
     view = loaded.data.model_dump(include={"image_size", "channels", "classes", "mean", "std"})
     transform = augment.eval_transform(loaded)
@@ -136,6 +138,7 @@ def _of_timm(
         load_weights(net, weights)
     asked: dict[str, Any] = {"crop_pct": choice.crop}
     channels = getattr(net, "in_chans", None) or net.pretrained_cfg["input_size"][0]
+    _check_size(net.eval(), channels, choice.image_size)
     if choice.image_size:
         asked["input_size"] = (channels, choice.image_size, choice.image_size)
     # the test size is that of timm's published top-1
@@ -153,6 +156,18 @@ def _of_timm(
     transform = create_transform(**seen, is_training=False)
     title = net.pretrained_cfg.get("architecture") or name
     return Trained(source, title, net.eval(), transform, view, seen["crop_pct"])
+
+
+@torch.inference_mode()
+def _check_size(net: nn.Module, channels: int, image_size: int | None) -> None:
+    """Raise UserError if a model in eval mode cannot take images of the size that is asked for."""
+    if image_size is None or isinstance(net, Detector):
+        return
+    try:
+        net(torch.zeros(1, channels, image_size, image_size))
+    except Exception as error:  # whatever the model's layers raise
+        what = f"the model cannot take it ({brief(error)})"
+        raise UserError(f"--image-size {image_size}", what, "leave it out") from None
 
 
 def _create(given: str, name: str, image_size: int | None, **arguments: Any) -> nn.Module:

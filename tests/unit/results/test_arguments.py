@@ -68,7 +68,8 @@ def test_a_folder_to_write_can_be_made(tmp_path):
         ("file", "is a file; name a folder"),
         ("file/deep", "is a file; name a folder"),
         ("x" * 255, "cannot be written (File name too long)"),
-        ("a\0b", "has characters that cannot be printed"),
+        ("a\nb", "has characters that cannot be printed"),
+        ("a\0b", "is not a name that a file can have"),
     ):
         assert message in refused(read, f"{tmp_path}/{name}")
     assert read(f"{tmp_path}/deep/out") == tmp_path / "deep" / "out"
