@@ -18,6 +18,7 @@ from deit_tract.recipe.describe import explain
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.results import inference
 from deit_tract.results.class_names import in_words
+from deit_tract.results.features import embed
 from tests.helpers import ROOT
 from tests.helpers.detect import RECIPE, SMALL
 from tests.helpers.evaluate_tool import evaluate, photos  # noqa: F401 - fixtures
@@ -163,6 +164,21 @@ def test_names_of_classes(tool, photos, tmp_path):
     labels = [f"label {number}" for number in range(10)]
     (save / "config.json").write_text(json.dumps({"label_names": labels}))
     assert first("--recipe", tmp_path / "run" / "recipe.yaml") in labels
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cifar_cnn", {}), ("cifar_net", {"net": "squeezenet"}), ("vit_cifar", {})],
+)
+def test_our_own_networks_embed_as_timms(name, options):
+    net = timm.create_model(name, **options).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        features, _ = embed(net, {"image": images, "label": torch.arange(2)})
+        assert features.shape == (2, net.num_features)
+        assert torch.equal(
+            net.get_submodule(net.pretrained_cfg["classifier"])(features), net(images)
+        )
 
 
 def test_a_detector_draws_boxes(tool, photos, tmp_path):

@@ -66,8 +66,16 @@ class CifarNet(nn.Module):
         self.fc = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.features(x).mean((2, 3))
-        return self.fc(self.hidden(self.dropout(x)))
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (b, c, h, w) to the last maps, as timm's models call it."""
+        return self.features(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Maps to logits, or to what the classifier sees (b, num_features)."""
+        x = self.hidden(self.dropout(x.mean((2, 3))))
+        return x if pre_logits else self.fc(x)
 
 
 @register_model

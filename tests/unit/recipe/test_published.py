@@ -182,7 +182,7 @@ def test_log_says_how_a_run_stands(tmp_path, capsys):
     }
     for values in (evaluation(51, 83.5), evaluation(70, 83.75)):  # label 5 is near, then none
         log.evaluation(values)
-        log.progress(progress, 1)
+        log.progress(progress | {"step": values["step"]}, 1)
     near, progress_near, far, progress_far = capsys.readouterr().out.splitlines()
     assert near == "step 51/200: top1 83.50 (published 83.71 at epoch 5, -0.21), top5 96.500"
     assert "wait 0%, top1 83.50 (published 83.71 at epoch 5, -0.21), " in progress_near
