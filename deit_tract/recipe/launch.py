@@ -110,7 +110,7 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
 def launch_problems(recipe: Recipe, launch: Launch) -> list[UserError]:
     """Every reason why the recipe cannot be run by the launch; `precision.autocast` is resolved."""
     problems = [*_shares(recipe.batch, launch), *_precision(recipe, launch.device)]
-    problems += _trackers(recipe)
+    problems += [*_dropped_blocks(recipe, launch.processes), *_trackers(recipe)]
     if launch.zero_stage is not None:
         problems += [*_deepspeed(recipe, launch.zero_stage), *_deepspeed_version()]
     return [UserError(*problem) for problem in problems]
@@ -144,6 +144,17 @@ def _precision(recipe: Recipe, device: Device) -> Iterator[Problem]:
         yield "precision.autocast", "fp16 needs a CUDA GPU", "use bf16, or null for float32"
     if autocast == "bf16" and device.has_cuda and not device.has_bf16:
         yield "precision.autocast", f"{device.name} has no bf16", "use fp16"
+
+
+def _dropped_blocks(recipe: Recipe, processes: int) -> Iterator[Problem]:
+    """A block that a lane drops has no gradient there: others would wait for it, or add a zero."""
+    net = str(recipe.model.args.get("net"))
+    if recipe.model.name != "cifar_net" or not net.startswith("stochasticdepth"):
+        return
+    if processes > 1:
+        yield "launch", f"{net} drops blocks, which {processes} processes cannot", "start one"
+    if recipe.batch.exact:
+        yield "batch.exact", f"{net} drops blocks, whose weights would move", "set it to false"
 
 
 def _trackers(recipe: Recipe) -> Iterator[Problem]:

@@ -43,7 +43,7 @@ def test_lengths_rates_and_batches_are_the_papers(kind, classes):
 
 def test_the_arms_differ_in_tract_alone():
     arms = [name for name in ALL if name.endswith("_tract")]
-    assert len(arms) == 8 + 16 + 2 + 2 and all(ALL[name].model.tract == 0.1 for name in arms)
+    assert len(arms) == 8 + 16 + 2 + 4 and all(ALL[name].model.tract == 0.1 for name in arms)
     for name in arms:
         assert differing(ALL[name.removesuffix("_tract")], ALL[name]) == {"model.tract"}
 

@@ -183,6 +183,17 @@ def test_all_problems_at_once():
     assert keys == ["launch", "launch", "precision.compile", "batch.exact"]
 
 
+def test_a_network_that_drops_blocks_has_one_process():
+    overrides = ["batch.lanes=2", "batch.exact=true"]
+    recipe = load_recipe("table1_stochasticdepth18_200ep", overrides)
+    problems = [str(problem) for problem in launch_problems(recipe, Launch(2))]
+    assert problems == [
+        "launch: stochasticdepth18 drops blocks, which 2 processes cannot; start one",
+        "batch.exact: stochasticdepth18 drops blocks, whose weights would move; set it to false",
+    ]
+    assert launch_problems(load_recipe("table1_resnet18_200ep", overrides), Launch(2)) == []
+
+
 @pytest.mark.parametrize("version", ["0.18.2", "0.17"])
 def test_a_deepspeed_with_wrong_gradients_is_refused(monkeypatch, version):
     monkeypatch.setattr(metadata, "version", lambda name: version)
