@@ -73,6 +73,7 @@ RECIPES = {  # without a resize everything must be equal
     "3-Augment alone": ("vit_s_800ep", [*SAME_SIZE, "augment.color_jitter=0"]),
     "padded crop": ("vit_b_ft224_lamb", ["data.image_size=48"]),
     "RandAugment": ("vit_b_ft224", SAME_SIZE),
+    "rotation, AutoAugment": ("cifar10_vit_100ep", ["data.image_size=48", "augment.rotate=15"]),
     "warp, grey": (
         "quickstart",
         ["data.image_size=48", "augment.three_augment=true", "augment.color_jitter=0.3"],
