@@ -61,7 +61,8 @@ def plot(
 
 def check_panels(panels: Sequence[str], runs: Sequence[RunRecord]) -> None:
     """Raise UserError if no run has logged a panel's numbers."""
-    known = {key for run in runs for record in run.metrics for key in record}
+    pairs = [pair for run in runs for record in run.metrics for pair in record.items()]
+    known = {key for key, value in pairs if isinstance(value, int | float)}
     numbers = sorted(known - {"step", "epoch"})
     for panel in panels:
         if panel not in numbers:

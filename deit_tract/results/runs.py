@@ -32,7 +32,9 @@ class RunRecord:
     changed: list[str] = field(default_factory=list)
 
     def curve(self, key: str) -> Points:
-        return [(record["epoch"], record[key]) for record in self.metrics if key in record]
+        """Return what was logged under a key, by epoch."""
+        found = [(record["epoch"], record.get(key)) for record in self.metrics]
+        return [(epoch, value) for epoch, value in found if value is not None]
 
     @cached_property
     def score(self) -> Points:
