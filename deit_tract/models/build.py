@@ -9,6 +9,7 @@ from deit_tract.common.seeds import derive, seed_generators
 from deit_tract.models.checkpointing import set_checkpointing
 from deit_tract.models.detector import build_detector
 from deit_tract.models.drop_path import set_drop_path
+from deit_tract.models.names import no_such_model
 from deit_tract.models.weights import classifier_prefixes
 from deit_tract.recipe.settings.recipe import Model, Recipe
 
@@ -32,9 +33,7 @@ def _build_classifier(recipe: Recipe) -> nn.Module:
         what = "null, which given weights decide"
         raise UserError("model.name", what, "use finetune.py --checkpoint")
     if not timm.is_model(model.name):
-        near = timm.list_models(f"*{model.name.split('_')[0]}*")[:3]
-        instead = f"try {', '.join(near)}" if near else ""
-        raise UserError("model.name", f"timm has no model '{model.name}'", instead)
+        raise UserError("model.name", *no_such_model(model.name))
     size = {"img_size": data.image_size} if _has_fixed_size(model.name) else {}
     shape = {"num_classes": data.classes, "in_chans": data.channels}
     try:

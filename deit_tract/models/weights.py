@@ -16,6 +16,7 @@ from torchvision.models import get_weight
 from deit_tract.common.errors import UserError
 from deit_tract.common.text import brief, listed, short
 from deit_tract.models.detector import Detector
+from deit_tract.models.names import no_such_model
 
 Weights = dict[str, Tensor]
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -121,6 +122,9 @@ def read_tensors(source: str) -> Weights:
 
     Raises UserError if it cannot be read or holds anything else.
     """
+    hub, _, name = source.partition(":")
+    if hub == "timm" and not timm.is_model(name):
+        raise UserError(source, *no_such_model(name))
     try:
         content = _read(source)
     except UnpicklingError:  # whose text advises to load it with weights_only=False

@@ -3,7 +3,6 @@
 The models have no TrAct and no drop path: neither changes what a trained model computes.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from deit_tract.common.text import brief
 from deit_tract.data.transforms import augment
 from deit_tract.models.build import build_model
 from deit_tract.models.detector import Detector
+from deit_tract.models.names import no_such_model
 from deit_tract.models.weights import Weights, load_weights, read_weights
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Data, Recipe
@@ -173,9 +173,7 @@ def _check_size(net: nn.Module, channels: int, image_size: int | None) -> None:
 def _create(given: str, name: str, image_size: int | None, **arguments: Any) -> nn.Module:
     """Create timm's model. Raises UserError on whatever timm and the hub raise."""
     if not name.startswith(("local-dir:", "hf-hub:")) and not timm.is_model(name.partition(".")[0]):
-        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3))
-        instead = f"did you mean {near}?" if near else ""
-        raise UserError(given, f"timm has no model '{name}'", instead)
+        raise UserError(given, *no_such_model(name))
     try:
         if image_size:
             with torch.device("meta"):

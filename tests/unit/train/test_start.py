@@ -35,7 +35,7 @@ def test_a_timm_name(monkeypatch):
 
 
 def test_a_timm_name_that_cannot_be_had_is_one_line():
-    assert "cannot be read as weights" in fails("timm:vit_no_such")
+    assert "timm has no model 'vit_no_such'" in fails("timm:vit_no_such")
 
 
 def test_what_is_not_there_is_said(tmp_path):
