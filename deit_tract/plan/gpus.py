@@ -49,3 +49,11 @@ def known_peak(device: torch.device, autocast: str | None) -> float | None:
         return None
     gpu = GPUS[_DEVICES[name]]
     return 1e12 * (gpu.half if autocast else gpu.single)
+
+
+def gain_of_half(name: str) -> float | None:
+    """How many times a GPU's float32 peak its 16-bit peak is; None if it is not in the table."""
+    if name not in _DEVICES:
+        return None
+    gpu = GPUS[_DEVICES[name]]
+    return gpu.half / gpu.single

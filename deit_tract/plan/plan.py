@@ -21,6 +21,7 @@ from deit_tract.models.precision import resolve_precision, this_device
 from deit_tract.plan.cost import Cost, estimate_memory, speed
 from deit_tract.plan.gpus import GPUS
 from deit_tract.plan.probe import attempt, check_memory, most_memory, probe
+from deit_tract.plan.remarks import remarks
 from deit_tract.recipe import published
 from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.launch import (
@@ -96,11 +97,12 @@ def make_plan(recipe: Recipe, folder: Path, gpus: int | None = None) -> Plan:
     times = _times(recipe, stream, errors)
     memory = {} if cost is None else estimate_memory(recipe, cost)
     checkpoint = sum(memory.get(part, 0) for part in ("weights", "optimizer", "EMA"))
-    attempt(errors, _check_folder, folder, resolved, checkpoint)
+    attempt(errors, _check_folder, folder, resolved.save.keep, checkpoint)
     if recipe.expect.published is not None:
         attempt(errors, published.find, recipe.expect.published)
     if errors:
         raise UserErrors(errors)
+    found = remarks(resolved, stream and stream.steps_per_epoch, this_device().name)
     counts = [n for n in PROCESSES if n <= batch.lanes] if gpus is None else [gpus]
     shares = {n: [len(lanes_of(rank, n, batch.lanes)) for rank in range(n)] for n in counts}
     return Plan(
@@ -112,7 +114,7 @@ def make_plan(recipe: Recipe, folder: Path, gpus: int | None = None) -> Plan:
         shares=shares,
         memory=memory,
         checkpoint=checkpoint,
-        notes=_sample_notes(recipe, samples) + notes,
+        notes=[*_sample_notes(recipe, samples), *notes, *_other_run(folder, resolved), *found],
         **times,
     )
 
@@ -177,9 +179,17 @@ def count_events(every: int | None, steps: int) -> int:
     return 1 if every is None else math.ceil(steps / max(every, 1))
 
 
-def _check_folder(folder: Path, recipe: Recipe, checkpoint: int) -> None:
-    """Raise UserError if the run could not start or resume in its folder, or lacks disk space."""
-    check_folder(folder, recipe)
+def _other_run(folder: Path, recipe: Recipe) -> list[str]:
+    """A note if another recipe's run is in the folder: planning beside it is no mistake."""
+    try:
+        check_folder(folder, recipe)
+    except UserError as error:
+        return [f"starting would be refused: {error}"]
+    return []
+
+
+def _check_folder(folder: Path, keep: int, checkpoint: int) -> None:
+    """Raise UserError if the run could not write in its folder, or lacks disk space."""
     parents = (folder.absolute(), *folder.absolute().parents)
     nearest = next(path for path in parents if path.exists())
     reason = None
@@ -189,7 +199,6 @@ def _check_folder(folder: Path, recipe: Recipe, checkpoint: int) -> None:
         reason = f"no permission in {nearest}"
     if reason is not None:
         raise UserError(folder, f"cannot be written ({reason})", "choose another --output")
-    keep = recipe.save.keep
     there = sum(file.stat().st_size for file in folder.glob("checkpoints/*/*"))
     need = (keep + 1) * checkpoint - there
     free = shutil.disk_usage(nearest).free

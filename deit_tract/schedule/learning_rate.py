@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from deit_tract.common.errors import UserError
-from deit_tract.recipe.settings.recipe import Recipe
+from deit_tract.recipe.settings.recipe import Recipe, Schedule
 from deit_tract.schedule.durations import in_steps, total_steps
 
 
@@ -24,8 +24,7 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float
     milestones = [round(epoch * steps_per_epoch) for epoch in schedule.milestones]
 
     def lr(step: int) -> float:
-        if schedule.update == "epoch":
-            step = max(step // steps_per_epoch - 1, 0) * steps_per_epoch
+        step = _scheduled_step(schedule, step, steps_per_epoch)
         if step < warmup:
             return schedule.warmup_lr + (peak - schedule.warmup_lr) * step / warmup
         if schedule.name == "constant":
@@ -36,3 +35,18 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float
         return schedule.min_lr + (peak - schedule.min_lr) * cosine / 2
 
     return lr
+
+
+def _scheduled_step(schedule: Schedule, step: int, steps_per_epoch: int) -> int:
+    """The step whose rate is used at `step`."""
+    if schedule.update == "step":
+        return step
+    return max(step // steps_per_epoch - 1, 0) * steps_per_epoch
+
+
+def ends_in_warmup(recipe: Recipe, steps_per_epoch: int) -> bool:
+    """Whether even the last step has a rate of the warm-up, as in a short test of a long recipe."""
+    schedule = recipe.schedule
+    warmup = in_steps(schedule, "warmup_", steps_per_epoch) or 0
+    last = total_steps(schedule, steps_per_epoch) - 1
+    return _scheduled_step(schedule, last, steps_per_epoch) < warmup

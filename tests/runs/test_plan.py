@@ -28,7 +28,7 @@ def test_checkpoints_are_as_many_and_as_large_as_saved(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["model.name=vit_tinny"], "model.name: timm has no model 'vit_tinny'; try "),
+        (["model.name=vit_tinny"], "model.name: timm has no model 'vit_tinny'; did you mean "),
         (["model.args.nonsense=1"], "model.args: timm cannot build vit_tiny_patch16_224 ("),
         (
             ["batch.size=4096"],
@@ -62,7 +62,8 @@ def test_the_folder_of_another_recipe_and_a_full_disk(tmp_path, monkeypatch):
         "holds a run of another recipe (seed: 0 -> 1); "
         "choose another --output, or put the values back"
     )
-    assert mistakes(recipe, tmp_path / "run") == [f"{tmp_path}/run: {line}"]
+    noted = make_plan(recipe, tmp_path / "run").notes
+    assert f"starting would be refused: {tmp_path}/run: {line}" in noted
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
     assert mistakes(recipe, tmp_path / "new")[0].startswith(
         f"{tmp_path}/new: 1.00 MiB are free, 2 + 1 checkpoints need"
