@@ -53,6 +53,9 @@ def find(name: str) -> Entry:
     """
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return _find_in_file(name)
+    if not RECIPES.is_dir():
+        what = "this installation has none: the recipes are in the project's folder"
+        raise UserError("recipe", what, "install it with pip install -e, or give a YAML file")
     entries = names()
     broken = [entry for entry in entries.values() if entry.error]
     if name in entries and entries[name] not in broken:
