@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, default_collate
+from tqdm import tqdm
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import derive, seed_generators
@@ -194,7 +195,8 @@ class Replaced:
         for error in sorted(set(errors) - self.errors):
             self.errors.add(error)
             count = f"{len(self.errors)} of at most {self.limit}"
-            print(f"warning: {error}; replaced ({count})", file=sys.stderr)
+            # clear of the progress bar
+            tqdm.write(f"warning: {error}; replaced ({count})", file=sys.stderr)
         self.merge(())
 
     def refused(self, error: UserError) -> UserError:

@@ -26,7 +26,7 @@ from deit_tract.recipe.settings.recipe import Recipe
 BUCKETS = DistributedDataParallelKwargs(bucket_cap_mb=25, gradient_as_bucket_view=True)
 
 
-def launch(recipe: Recipe, folder) -> Accelerator:
+def launch(recipe: Recipe) -> Accelerator:
     """The Accelerator of this run. Raises UserErrors if the launch cannot run the recipe."""
     started = read_launch(os.environ, this_device())
     check_launch(recipe, started)
@@ -49,8 +49,6 @@ def launch(recipe: Recipe, folder) -> Accelerator:
         ),
         kwargs_handlers=[BUCKETS] if alone else [BUCKETS, connection],
         deepspeed_plugin=None if stage is None else deepspeed_plugin(recipe, started),
-        log_with=list(recipe.log.trackers) or None,
-        project_dir=str(folder),
     )
     if accelerator.num_processes != processes:
         what = f"{processes} processes were started, each sees {accelerator.num_processes}"

@@ -1,23 +1,22 @@
-"""What process 0 reports of a run: metrics.jsonl, summary.json, progress line, trackers."""
+"""What process 0 reports of a run: metrics.jsonl, summary.json, log lines, trackers."""
 
 import json
 import shutil
-import sys
-from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from deit_tract.common.files import disk_errors, write_atomic
 from deit_tract.recipe import published
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.train.clock import Clock
 from deit_tract.train.records import read_metrics
+from deit_tract.train.screen import Screen
+from deit_tract.train.trackers import TRACKERS
 
 
 class RunLog:
-    """metrics.jsonl, summary.json, the progress line and trackers of one run."""
+    """metrics.jsonl, summary.json, the screen and trackers of one run."""
 
     def __init__(
         self,
@@ -33,7 +32,6 @@ class RunLog:
         Raises UserError if nothing is published under the recipe's key.
         """
         self.folder = folder
-        self.accelerator = accelerator
         self.headline = recipe.headline
         self.total = total
         self.best = best
@@ -41,15 +39,11 @@ class RunLog:
         self.published = published.find(key) if key else None
         self.final: dict | None = None
         self.main = accelerator.is_main_process
-        self._bar = None
+        self.screen = Screen(self.main, start, total, recipe.batch.size)
         if self.main:
             self._cut(start)
-            if sys.stderr.isatty():
-                self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
-        if recipe.log.trackers:
-            # as in metrics.jsonl, what a killed run wrote after its last checkpoint is dropped
-            options = {"tensorboard": {"purge_step": start + 1}}
-            accelerator.init_trackers(recipe.name, init_kwargs=options)
+        kinds = [TRACKERS[name] for name in recipe.log.trackers] if self.main else []
+        self.trackers = [kind(recipe, folder, start) for kind in kinds]
 
     @property
     def _metrics(self) -> Path:
@@ -62,7 +56,7 @@ class RunLog:
         kept = [record for record in records if record["step"] <= start]
         if broken:
             copy = shutil.copy(self._metrics, f"{self._metrics}.broken")
-            self.say(f"{broken[0]}; {copy} is a copy of the file")
+            self.screen.say(f"{broken[0]}; {copy} is a copy of the file")
         write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
         evaluations = [record for record in kept if self.headline in record]
         self.final = evaluations[-1] if evaluations else None
@@ -74,32 +68,27 @@ class RunLog:
         with disk_errors(self._metrics, "free some space and run the same command again"):
             with open(self._metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
-        self.accelerator.log(_numbers(values), step=values["step"])
+        for tracker in self.trackers:
+            tracker.log(_numbers(values), values["step"])
 
-    def progress(self, values: dict, batch_size: int) -> None:
-        """The line a person watches: epoch, step, loss, lr, images/s, wait for data, time left."""
+    def progress(self, values: dict) -> None:
+        """The line a person watches: loss, images/s, lr, epoch, wait for data, time left."""
         if not self.main:
             return
         self.record(values)
         parts = [
-            f"epoch {values['epoch']:.2f}",
             f"loss {values['loss']:.4f}",
-            f"lr {values['lr']:.2e}",
             f"{values['images_per_s']:.0f} img/s",
+            f"lr {values['lr']:.2e}",
+            f"epoch {values['epoch']:.2f}",
+            *self._standing(self.final),
             f"wait {100 * values['data_wait']:.0f}%",
         ]
         if values.get("mfu") is not None:
             parts.append(f"MFU {100 * values['mfu']:.0f}%")
         if "memory_gib" in values:
             parts.append(f"{values['memory_gib']:.1f} GiB")
-        parts += self._standing(self.final)
-        if self._bar is not None:
-            self._bar.update(values["step"] - self._bar.n)
-            self._bar.set_postfix_str(", ".join(parts))
-            return
-        images = (self.total - values["step"]) * batch_size
-        left = timedelta(seconds=round(images / values["images_per_s"]))
-        self.say(", ".join((f"step {values['step']}/{self.total}", *parts, f"{left} left")))
+        self.screen.progress(values["step"], parts, values["images_per_s"])
 
     def evaluation(self, values: dict) -> None:
         """The metrics of an evaluation. The best by the headline metric is kept for the summary."""
@@ -115,7 +104,7 @@ class RunLog:
         hidden = {"step", "epoch"} | ({"top1", "published_top1"} if standing else set())
         numbers = _numbers(values).items()
         shown = [*standing, *(f"{key} {value:.3f}" for key, value in numbers if key not in hidden)]
-        self.say(f"step {values['step']}/{self.total}: {', '.join(shown)}")
+        self.screen.say(f"step {values['step']}/{self.total}: {', '.join(shown)}")
 
     def _near(self, values: dict | None) -> tuple[float, float] | None:
         """The published label nearest to an evaluation and its top-1; None if there is none."""
@@ -133,12 +122,6 @@ class RunLog:
         theirs = f"published {published_top1:.2f} at epoch {epoch:g}"
         return [f"top1 {top1:.2f} ({theirs}, {top1 - published_top1:+.2f})"]
 
-    def say(self, line: str) -> None:
-        """Print a line."""
-        if self.main:
-            tqdm.write(line)  # keeps clear of the bar
-            sys.stdout.flush()
-
     def close(self, step: int, clock: Clock, exit: str) -> dict:
         """Write summary.json: the last and the best evaluation, steps, seconds, how it ended."""
         seconds = clock.now()
@@ -151,8 +134,9 @@ class RunLog:
             "seconds_by_part": seconds,
         }
         if self.main:
-            if self._bar is not None:
-                self._bar.close()
+            self.screen.close()
+            for tracker in self.trackers:
+                tracker.close(failed=exit not in ("finished", "preempted"))
             write_atomic(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 

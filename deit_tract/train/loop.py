@@ -1,5 +1,6 @@
 """The training loop. Accelerate launches, wraps, casts, reduces; data and randomness are ours."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -32,6 +33,7 @@ from deit_tract.schedule.durations import in_steps, total_steps
 from deit_tract.schedule.learning_rate import learning_rate
 from deit_tract.tasks import build_task
 from deit_tract.train import checkpoint
+from deit_tract.train.banner import start_lines
 from deit_tract.train.clock import Clock
 from deit_tract.train.evaluate import evaluate
 from deit_tract.train.fill_in import fill_in
@@ -39,6 +41,7 @@ from deit_tract.train.folder import Lock, check_data, describe_run
 from deit_tract.train.log import RunLog
 from deit_tract.train.meter import Meter
 from deit_tract.train.pace import Pace
+from deit_tract.train.quiet import silence
 from deit_tract.train.start import load_start_weights
 from deit_tract.train.trace import Trace
 
@@ -50,8 +53,9 @@ def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
     process. Raises UserError for every user mistake, for a loss that is not finite and for a
     process that does not answer.
     """
+    silence()
     recipe = resolve_precision(recipe)
-    accelerator = launch(recipe, folder)
+    accelerator = launch(recipe)
     lock = Lock(folder)
     on_main(accelerator, lock.take)
     try:
@@ -185,11 +189,11 @@ class Run:
     def train(self, stop: Stop) -> None:
         """Take every step that is left, or those up to where the processes agree to stop."""
         stop.take_interrupts()
-        self.log.say(self._banner())
+        self.log.screen.begin(start_lines(self))
         profile = self.recipe.log.profile
         if profile and not self.step < profile <= self.total:
             what = f"step {profile} is not among those to come"
-            self.log.say(f"log.profile: {what}; no trace is written")
+            self.log.screen.say(f"log.profile: {what}; no trace is written")
         skip = {step - 1 for step in self.recipe.faults.skip_steps}
         steps = range(self.step, self.total)
         if skip:  # else no list, which would be long
@@ -205,6 +209,7 @@ class Run:
                 if step not in skip:
                     self.meter.add(step + 1, *self.optimizer_step(step, batches))
                 self.step = step + 1
+                self.log.screen.step(self.step, self._last_loss)
                 self._after_step()
                 if stop.agreed():
                     self._save_before_leaving()
@@ -241,7 +246,7 @@ class Run:
         if "log" in due and self.meter.steps:  # no steps if the only one was skipped
             if self.replaced.limit:
                 self.replaced.merge(gather_object(sorted(self.replaced.errors)))
-            self.log.progress(self._progress(losses, norm), self.recipe.batch.size)
+            self.log.progress(self._progress(losses, norm))
             self.meter.reset()
         if any(evaluator.name in due for evaluator in self.evaluators):
             with self.clock.part("evaluate"):
@@ -271,9 +276,14 @@ class Run:
             place = folder if first else folder / evaluator.name
             for kind, model in models.items():
                 shown = None if kind else place
-                found = evaluate(evaluator, model, self.accelerator, precision, shown)
+                images = math.ceil(len(evaluator.source.images) / self.accelerator.num_processes)
+                with self.log.screen.evaluating(images) as progress:
+                    found = evaluate(evaluator, model, self.accelerator, precision, shown, progress)
                 metrics |= {prefix + kind + name: value for name, value in found.items()}
         return metrics
+
+    def _last_loss(self) -> float | None:
+        return self.meter.last(len(self.lanes) / self.recipe.batch.lanes)
 
     def _position(self) -> dict[str, float]:
         return {"step": self.step, "epoch": self.step / self.stream.steps_per_epoch}
@@ -303,25 +313,6 @@ class Run:
             folder = self.folder / "checkpoints"
             save = partial(self.writer.save, folder, self.step, keep=self.recipe.save.keep)
             on_main(self.accelerator, save, weights, state, progress)
-
-    def _banner(self) -> str:
-        """One line about the run and the machine."""
-        model = self.recipe.model
-        batch = self.recipe.batch
-        parameters = sum(p.numel() for p in self.task.model.parameters())
-        trained = "" if model.train == "all" else f" (trained: {model.train})"
-        tract = f"TrAct {model.tract}" if model.tract else "no TrAct"
-        train_images = len(self.task.source.images)
-        val_images = len(self.evaluators[0].source.images)
-        origin = f"; starts from {self.origin}" if self.origin else ""
-        begin = f"from step {self.step}" if self.step else f"{self.stream.steps_per_epoch} an epoch"
-        machine = f"{self.accelerator.num_processes} process(es), {self.accelerator.device.type}"
-        return (
-            f"{self.recipe.name}: {model.name}, {parameters:,} parameters{trained}, {tract}; "
-            f"{train_images:,} + {val_images:,} images; "
-            f"{batch.lanes} lanes of {batch.lane_size} on {machine}, "
-            f"{self.recipe.precision.autocast or 'float32'}; {self.total:,} steps, {begin}{origin}"
-        )
 
 
 def _is_due(every: int | None, total: int, step: int) -> bool:

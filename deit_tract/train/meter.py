@@ -13,6 +13,7 @@ class Meter:
     def __init__(self, accelerator: Accelerator, state: dict | list | None):
         """state: of a checkpoint; older ones have a list [loss, steps]."""
         self.accelerator = accelerator
+        self._last: Tensor | None = None  # this process's share of the last step's loss
         self.reset()
         if isinstance(state, list):
             loss, steps = state
@@ -37,12 +38,20 @@ class Meter:
         # after an older checkpoint there is only "loss" until the next log line
         self.sums = {name: total + losses[name] for name, total in self.sums.items()}
         self.steps += 1
+        self._last = losses["loss"]
         self.norm = norm
         # under a gradient scaler an infinite norm is a skipped step, not the end
         finite = losses["loss"].isfinite()
         if not self.accelerator.scaler:
             finite = finite & norm.isfinite()
         self.bad = torch.where(finite, self.bad, self.bad.clamp(max=step))
+
+    def last(self, share: float) -> float | None:
+        """The last step's mean loss over this process's lanes, `share` of all; None before a step.
+
+        Reads the device, and asks no other process.
+        """
+        return None if self._last is None else self._last.item() / share
 
     def read(self) -> tuple[dict[str, float], float]:
         """Mean losses over steps and lanes, and the last norm, on every process. One device read.

@@ -21,7 +21,7 @@ from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Evaluate
 from deit_tract.tasks import build_task
 from deit_tract.tasks.classify import Classify
-from deit_tract.train import loop
+from deit_tract.train import loop, screen
 from tests.helpers.images import write_grey_photos
 from tests.helpers.loop import same, weights
 from tests.helpers.runs import losses, short, train, train_until
@@ -225,6 +225,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(
 
 def test_nothing_is_read_from_the_device_between_log_points(tmp_path, monkeypatch):
     monkeypatch.setattr(lamb, "ONE_BY_ONE", set())  # as on a GPU
+    monkeypatch.setattr(screen, "FIRST_LINE", math.inf)  # the first line reads a loss
     reads = []
     for name in ("item", "__bool__", "__float__"):
         real = getattr(torch.Tensor, name)
@@ -248,10 +249,11 @@ def test_tensorboard_when_asked(tmp_path):
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
-def test_an_absent_tracker_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_an_absent_tracker_is_refused(tmp_path, monkeypatch, tracker):
     monkeypatch.setattr(launch, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="tensorboard is not installed"):
-        train(tmp_path, *short(2, "log.trackers=[tensorboard]"))
+    with pytest.raises(UserError, match=f"{tracker} is not installed; pip install {tracker}"):
+        train(tmp_path, *short(2, f"log.trackers=[{tracker}]"))
 
 
 def test_bf16_on_a_gpu_without_it_is_refused(tmp_path, monkeypatch):

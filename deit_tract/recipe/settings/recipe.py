@@ -266,7 +266,7 @@ class Save(Section):
 
 class Log(Section):
     every_steps: Count = key(50, "steps between two log lines; each waits for the GPU")
-    trackers: list[Literal["tensorboard"]] = key([], "besides metrics.jsonl")
+    trackers: list[Literal["tensorboard", "wandb"]] = key([], "besides metrics.jsonl")
     peak_tflops: Factor | None = key(None, "of a device, for MFU; null: of known GPUs")
     profile: Count | None = key(None, "first of three steps that a profiler trace records")
 

@@ -119,7 +119,7 @@ def test_a_launch_is_refused_everywhere_alike(
     on_gpus = message(make_plan, recipe, tmp_path, processes)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     # the machine's own refusal of fp16 comes before that of the launch
-    run = message(launch, recipe, tmp_path)
+    run = message(launch, recipe)
     assert run[-1:] == on_gpus == [error]
     assert message(make_plan, recipe, tmp_path) == run
     assert message(submitted, tmp_path, processes, config, recipe) == [error]
@@ -151,7 +151,7 @@ def test_launcher_options_that_no_recipe_can_have(
     config = {"distributed_type": engine, "deepspeed_config": option}
     for name, value in ({f"ACCELERATE_USE_{engine}": "true"} | variable).items():
         monkeypatch.setenv(name, value)
-    run = message(launch, recipe, tmp_path)
+    run = message(launch, recipe)
     assert len(run) == 1 and run[0].startswith(f"launch: {error}")
     assert message(make_plan, recipe, tmp_path) == message(make_plan, recipe, tmp_path, 2) == run
     assert message(submitted, tmp_path, 2, config, recipe) == run
@@ -172,7 +172,7 @@ def test_what_the_device_cannot_do_is_refused_where_it_is_known(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device.name)
     recipe = load_recipe("quickstart", [f"precision.autocast={autocast}"])
     refused = [f"precision.autocast: {error}"]
-    assert message(launch, recipe, tmp_path) == message(make_plan, recipe, tmp_path) == refused
+    assert message(launch, recipe) == message(make_plan, recipe, tmp_path) == refused
     assert make_plan(recipe, tmp_path, 2), "of GPUs elsewhere nothing is known"
     submitted(tmp_path, 2, {"distributed_type": "MULTI_GPU"}, recipe)
 

@@ -182,16 +182,17 @@ def test_log_says_how_a_run_stands(tmp_path, capsys):
     }
     for values in (evaluation(51, 83.5), evaluation(70, 83.75)):  # label 5 is near, then none
         log.evaluation(values)
-        log.progress(progress | {"step": values["step"]}, 1)
-    near, progress_near, far, progress_far = capsys.readouterr().out.splitlines()
+        log.progress(progress | {"step": values["step"]})
+    lines = [line[20:] for line in capsys.readouterr().out.splitlines()]  # without the time
+    near, progress_near, far, progress_far = lines
     assert near == "step 51/200: top1 83.50 (published 83.71 at epoch 5, -0.21), top5 96.500"
-    assert "wait 0%, top1 83.50 (published 83.71 at epoch 5, -0.21), " in progress_near
+    assert "epoch 6.00, top1 83.50 (published 83.71 at epoch 5, -0.21), " in progress_near
     assert far == "step 70/200: top1 83.750, top5 96.500" and "published" not in progress_far
     recorded = [record for record in read_metrics(tmp_path) if "top1" in record]
     assert [record.get("published_top1") for record in recorded] == [83.71, None]
     # a run that goes on from there says it again
     log = RunLog(tmp_path, Accelerator(cpu=True), recipe, 60, 200, None)
-    log.progress(progress, 1)
+    log.progress(progress)
     assert "top1 83.50 (published 83.71 at epoch 5, -0.21), " in capsys.readouterr().out
 
 
