@@ -7,16 +7,18 @@ at once.
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deit_tract.common.errors import UserError
-from deit_tract.common.text import short
-from deit_tract.recipe import listing
+from deit_tract.common.text import nearest, short
+from deit_tract.recipe import aliases, listing
 from deit_tract.recipe.describe import explain, schema
 from deit_tract.recipe.resolve import Recipe, load_recipe
+from deit_tract.recipe.source import ROOT
 from deit_tract.results.arguments import add_shared, given, path
 
 # exit code after a signal: saved, to be started again (EX_TEMPFAIL of sysexits.h)
@@ -30,8 +32,17 @@ class Parser(argparse.ArgumentParser):
         as_written = argparse.RawDescriptionHelpFormatter
         super().__init__(formatter_class=as_written, allow_abbrev=False, **options)
 
-    def error(self, message: str):
-        raise UserError("command line", message, "see --help")
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """As argparse's, but says what to write for flags of other trainers and for typos."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            options = [*self._option_string_actions]
+            instead = aliases.instead_of(rest, options) or nearest(rest[0], options)
+            self.error(f"unrecognized arguments: {' '.join(rest)}", instead)
+        return found
+
+    def error(self, message: str, instead: str = ""):
+        raise UserError("command line", message, instead or "see --help")
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse; text that could be neither printed nor kept in a file is refused."""
@@ -111,19 +122,24 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.explain:
         print(explain(recipe), end="")
     elif arguments.plan:
-        _plan(recipe, folder, arguments.gpus, getattr(arguments, "checkpoint", None))
+        own = load_recipe(arguments.recipe)
+        weights = getattr(arguments, "checkpoint", None)
+        _plan(recipe, own, folder, arguments.gpus, weights)
     else:
         finetune = hasattr(arguments, "checkpoint")
         _train(recipe, folder, finetune, arguments.checkpoint if finetune else None)
 
 
-def _plan(recipe: Recipe, folder: Path, gpus: int | None, weights: str | None) -> None:
+def _plan(recipe: Recipe, own: Recipe, folder: Path, gpus: int | None, weights: str | None) -> None:
+    """Print the plan; own: the recipe without --set."""
     from deit_tract.plan import scaling
     from deit_tract.plan.plan import make_plan
+    from deit_tract.plan.remarks import other_batch
     from deit_tract.plan.text import show_plan
     from deit_tract.train.fill_in import fill_in
 
     plan = make_plan(fill_in(recipe, folder, weights), folder, gpus)
+    plan.notes.extend(other_batch(recipe, own))
     print(show_plan(plan) if gpus is None else scaling.show_scaled(plan, gpus))
 
 
@@ -134,17 +150,19 @@ def _train(recipe: Recipe, folder: Path, finetune: bool, weights: str | None) ->
     if finetune and weights is None:
         instead = "give the weights to fine-tune; else use train.py"
         raise UserError("command line", "--checkpoint is missing", instead)
-    from deit_tract.train import loop
+    from deit_tract.train import loop, screen
 
     summary = loop.train(recipe, folder, weights)
     first = int(os.environ.get("RANK", 0)) == 0
     if summary["exit"] == "preempted":
         if first:
-            saved = f"preempted: saved step {summary['steps']:,}"
-            print(f"{saved}; the same command resumes from it", flush=True)
+            saved = f"preempted: saved step {summary['steps']:,} in {folder}"
+            screen.write(f"{saved}; the same command resumes from it")
         sys.exit(PREEMPTED)
     if first:
-        print(_ending(summary, recipe.headline))
+        screen.write(_ending(summary, recipe.headline))
+        for line in _next_commands(folder, recipe):
+            print(line)
 
 
 def _ending(summary: dict, headline: str) -> str:
@@ -161,6 +179,18 @@ def _ending(summary: dict, headline: str) -> str:
     if summary["best"] not in (None, summary["final"]):
         best = f" (best {metrics(summary['best'])} at step {summary['best']['step']:,})"
     return f"finished: {metrics(summary['final'])}{best} after {length}"
+
+
+def _next_commands(folder: Path, recipe: Recipe) -> Iterator[str]:
+    """Lines with the commands for a finished run, as they can be pasted where it was started."""
+    tools = Path("tools") if Path.cwd() == ROOT else ROOT / "tools"
+    run = shlex.quote(str(folder))
+    name = shlex.quote(str(Path("exported") / folder.resolve().name))
+    yield f"in {folder}; next:"
+    yield f"  python {shlex.quote(str(tools / 'evaluate.py'))} {run}"
+    if recipe.task == "classify":  # timm has no detectors
+        yield f"  python {shlex.quote(str(tools / 'export.py'))} {run} {name}"
+    yield f"  python {shlex.quote(str(tools / 'compare.py'))} {run}"
 
 
 def _report(error: UserError) -> int:

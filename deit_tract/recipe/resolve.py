@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from deit_tract.common.errors import UserError, UserErrors
 from deit_tract.common.text import nearest, plural, short
 from deit_tract.recipe import catalogue, published, source
+from deit_tract.recipe.aliases import key_of
 from deit_tract.recipe.checks import check_recipe
 from deit_tract.recipe.settings.base import fields
 from deit_tract.recipe.settings.recipe import Recipe
@@ -114,10 +115,16 @@ def _place(path: KeyPath, origins: dict[KeyPath, str], where: str) -> str:
 
 
 def _suggest(path: KeyPath) -> str:
-    """Name the nearest key of the same section, else the same key in another section."""
+    """Name the nearest key of the same section, else the same key in another section.
+
+    Before both comes a name that timm or DeiT has for a key of this section.
+    """
     *section, key = path
     keys = [other for other, _ in fields(Recipe)]
     depth = len(section)
     siblings = {k[depth] for k in keys if len(k) > depth and k[:depth] == tuple(section)}
-    elsewhere = next((".".join(other) for other in keys if other[-1] == key), None)
+    alias = key_of(key)
+    if alias and (not section or alias.startswith(f"{'.'.join(section)}.")):
+        return f"did you mean '{alias}'?"
+    elsewhere = next((".".join(other) for other in keys if other[-1] == key), alias)
     return nearest(key, siblings) or (f"did you mean '{elsewhere}'?" if elsewhere else "")

@@ -22,6 +22,9 @@ def test_through_accelerate_launch(tmp_path):
     adamw = sets(short(3, "optim.name=adamw", "optim.lr=1e-3"))
     code, out, err = run(*arguments, *adamw, launcher=launcher)
     assert code == 0, err
-    assert "on 2 process(es)" in out and out.count("finished: top1") == 1
+    assert (
+        "machine: 2 processes on cpu, DeepSpeed at ZeRO stage 1" in out
+        and out.count("finished: top1") == 1
+    )
     code, _, err = run(*arguments, *sets(short(3)), launcher=launcher)
     assert code != 0 and err.count("error: launch: LAMB's trust ratio needs whole tensors") == 1

@@ -290,7 +290,7 @@ def test_two_nodes_preempted_and_requeued_give_the_losses_of_one_process(tmp_pat
     wait_for(lambda: len(log.read_metrics(folder)) >= 5, process)
     process.send_signal(signal.SIGUSR1)
     code, out, err = finish(process, timeout=600)
-    assert code == 0 and "on 2 process(es)" in out and "job 71 was preempted" in out, err
+    assert code == 0 and "machine: 2 processes" in out and "job 71 was preempted" in out, err
     assert job.requeued() == [["requeue", "71"]]
     summary = json.loads((folder / "summary.json").read_text())
     assert (
@@ -298,7 +298,9 @@ def test_two_nodes_preempted_and_requeued_give_the_losses_of_one_process(tmp_pat
         and (folder / "checkpoints" / f"step_{summary['steps']:08d}").is_dir()
     )
     code, out, err = job.run()
-    assert code == 0 and f"from step {summary['steps']}" in out and "finished: top1" in out, err
+    assert (
+        code == 0 and f"resumes from step {summary['steps']}" in out and "finished: top1" in out
+    ), err
     assert len(job.requeued()) == 1
     expected = losses(train(tmp_path / "alone", *overrides))
     assert len(expected) == 60
@@ -310,7 +312,7 @@ def test_one_process_with_the_file_for_one_gpu_finishes_or_fails_for_good(tmp_pa
     few = ("--nodes", "1", "--gpus-per-node", "1", *config, "--output", str(tmp_path / "run"))
     job = Job(tmp_path, printed(*few, *sets(short(2))), nodes=1)
     code, out, err = job.run()
-    assert code == 0 and "on 1 process(es)" in out and "finished: top1" in out, err
+    assert code == 0 and "machine: 1 process" in out and "finished: top1" in out, err
     job.text = printed(*few, *sets(short(2, "data.classes=7")))
     code, _, err = job.run()
     assert code == 1 and "holds a run of another recipe (data.classes: 10 -> 7)" in err

@@ -1,10 +1,18 @@
 """The commands: what a mistake prints, and what --list, --explain and --schema show."""
 
+import importlib
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
+from deit_tract import cli
+from deit_tract.recipe import aliases
+from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.settings.base import fields
+from deit_tract.recipe.settings.recipe import Recipe
 from tests.helpers import ROOT
 from tests.helpers.cli import call
 
@@ -16,7 +24,19 @@ from tests.helpers.cli import call
         (["--recipe"], "command line: argument --recipe: expected one argument; see --help"),
         (
             ["--recip", "x", "--nonsense"],
-            "command line: unrecognized arguments: --recip x --nonsense; see --help",
+            "command line: unrecognized arguments: --recip x --nonsense; did you mean '--recipe'?",
+        ),
+        (["--nonsense"], "command line: unrecognized arguments: --nonsense; see --help"),
+        (
+            ["--lr", "1e-3", "--batch-size=128", "--opt-betas", "0.9", "0.95", "--amp"],
+            "command line: unrecognized arguments: --lr 1e-3 --batch-size=128 --opt-betas 0.9 0.95 "
+            "--amp; write --set optim.lr=1e-3 --set batch.size=128 --set optim.betas=[0.9,0.95] "
+            "--set precision.autocast=auto",
+        ),
+        (
+            ["--data-path", "x", "--resume", "y"],
+            "command line: unrecognized arguments: --data-path x --resume y; write --data-dir x; "
+            "the same command again resumes a run",
         ),
         (["--recipe", "quickstrt"], "recipe: no recipe 'quickstrt'; did you mean 'quickstart'?"),
         (
@@ -117,3 +137,43 @@ def test_readme_commands_and_files_exist():
         "requirements-dev.txt",
     ):
         assert name in text and (ROOT / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("learning_rate", "optim.lr"),
+        ("optim.learning_rate", "optim.lr"),
+        ("wd", "optim.weight_decay"),
+        ("batch.batch_size", "batch.size"),
+        ("epochs", "schedule.epochs"),
+        ("optim.mixup", "mix.mixup"),
+    ],
+)
+def test_names_of_other_trainers_lead_to_the_key(capsys, monkeypatch, key, meant):
+    code, _, lines = call(capsys, monkeypatch, "--recipe", "quickstart", "--set", f"{key}=1")
+    assert (code, lines) == (
+        2,
+        [f"error: --set {key}=1: no such key '{key}'; did you mean '{meant}'?"],
+    )
+
+
+def test_every_alias_is_a_key_and_every_option_is_there():
+    keys = {".".join(path) for path, _ in fields(Recipe)}
+    meant = {aliases.key_of(name) for name in aliases.KEYS}
+    assert meant - keys == {"model.args.drop_rate"}  # of timm.create_model
+    options = {action for action in cli._parser("", True)._option_string_actions}
+    assert set(aliases.OPTIONS.values()) <= options
+
+
+def test_the_next_commands_are_what_the_tools_take(tmp_path):
+    """As they are printed, a folder with a space included."""
+    recipe = load_recipe("quickstart")
+    first, *commands = cli._next_commands(tmp_path / "a run", recipe)
+    assert first == f"in {tmp_path}/a run; next:"
+    for command in commands:
+        python, script, *words = shlex.split(command)
+        assert python == "python" and (ROOT / script).is_file()
+        tool = importlib.import_module(f"tools.{Path(script).stem}")
+        tool.parser().parse_args(words)
+    assert len(commands) == 3
