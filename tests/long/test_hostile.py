@@ -14,11 +14,15 @@ import pytest
 
 from tests.helpers import ROOT
 from tests.helpers.evaluate_tool import LEARN
-from tests.helpers.hostile import KINDS, Count
+from tests.helpers.hostile import Count
+from tests.helpers.hostile_arguments import arguments
+from tests.helpers.hostile_runs import run_folders
+from tests.helpers.hostile_weights import weights
 from tests.helpers.runs import short, train
 
 MODEL = [one for one in LEARN if "warmup" not in one]
 OVERRIDES = short(4, *MODEL, "ema.decay=0.9", "evaluate.every_steps=2", "save.every_steps=2")
+KINDS = {"run folders": run_folders, "weights": weights, "arguments": arguments}
 CASES = {"run folders": 40, "weights": 50, "arguments": 150}
 
 
@@ -48,11 +52,11 @@ def test_a_line_is_all_that_a_person_sees(made, tmp_path):
     for name in ("recipe.yaml", "metrics.jsonl"):
         (broken / name).write_bytes((made / name).read_bytes())
     (broken / "summary.json").write_bytes(bytes(4096))
-    for arguments, line in (
+    for words, line in (
         (["compare.py", broken], "summary.json:1: is empty, as a crash may leave it"),
         (["export.py", made, b"/tmp/\xff"], "'/tmp/\\udcff' is not UTF-8 text; rename"),
     ):
-        command = [sys.executable, ROOT / "tools" / arguments[0], *arguments[1:]]
+        command = [sys.executable, ROOT / "tools" / words[0], *words[1:]]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("error: ") and line in done.stderr
