@@ -1,6 +1,5 @@
 """What a trained model's classes are called."""
 
-import json
 from collections import Counter
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -8,6 +7,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from deit_tract.data.sets.imagenet import SYNSET
 from deit_tract.results.export import label_names
 from deit_tract.results.trained import Trained
+from deit_tract.train.records import read_export
 
 
 def class_names(model: Trained) -> list[str]:
@@ -31,7 +31,7 @@ def _of_export(model: Trained) -> list[str] | None:
     folder = model.source.exported
     if folder is None:
         return None
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("label_names")
+    return read_export(folder).label_names
 
 
 def _of_timm(model: Trained) -> list[str] | None:

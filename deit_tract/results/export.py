@@ -28,7 +28,7 @@ from deit_tract.data.sets.imagenet import synsets
 from deit_tract.data.sets.load import load_validation
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.results.trained import Trained
-from deit_tract.train.folder import read_data
+from deit_tract.train.records import read_fingerprint
 
 REQUIRED = {"model.safetensors", "config.json", "recipe.yaml"}
 FILES = REQUIRED | {"README.md", "model.onnx", "model.onnx.data"}
@@ -231,7 +231,7 @@ def label_names(recipe: Recipe, run: Path | None = None) -> list[str] | None:
     data, official = recipe.data, ImageNetInfo().label_names()
     if data.name == "imagenet" and data.classes == len(official):
         return official
-    known = read_data(run) if run else None
+    known = read_fingerprint(run) if run else None
     try:
         names = known["classes"] if known else synsets(load_validation(data))
     except UserError:

@@ -22,6 +22,7 @@ from deit_tract.models.names import no_such_model
 from deit_tract.models.weights import Weights, load_weights, read_weights
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Data, Recipe
+from deit_tract.train.records import read_export
 from deit_tract.train.weights_source import WeightsSource, find_weights, recipe_of_run
 
 
@@ -92,6 +93,7 @@ def load_trained(given: str, choice: Choice = Choice()) -> Trained:
     if choice.model:
         return _of_timm(source, choice.model, choice, source.weights)
     if source.exported:
+        read_export(source.exported)  # what is broken in it is named better than by timm
         weights = source.weights if source.kind == "file" else None
         return _of_timm(source, f"local-dir:{source.exported}", choice, weights)
     if source.recipe:

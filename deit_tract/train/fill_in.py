@@ -1,6 +1,5 @@
 """What a recipe leaves open as null, filled in before the model is built: by weights and data."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from deit_tract.recipe.checks import check_recipe
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Recipe
 from deit_tract.train import checkpoint
+from deit_tract.train.records import read_export
 from deit_tract.train.weights_source import RECIPE, find_weights
 
 GIVE = "set model.name=NAME, of timm"
@@ -109,7 +109,6 @@ def _of_hub(weights: str, name: str) -> Known:
 
 
 def _of_export(file: Path) -> Known:
-    config = json.loads(file.read_text("utf-8"))
-    view = config.get("pretrained_cfg", {})
-    args = config.get("model_args", {})
-    return Known(str(file), config.get("architecture"), args, view.get("mean"), view.get("std"))
+    config = read_export(file.parent)
+    view = config.pretrained_cfg
+    return Known(str(file), config.architecture, config.model_args, view.mean, view.std)

@@ -22,12 +22,11 @@ from deit_tract.data.sets.images import Splits
 from deit_tract.recipe.describe import explain
 from deit_tract.recipe.resolve import Recipe
 from deit_tract.recipe.source import ROOT
+from deit_tract.train.records import FINGERPRINT, read_fingerprint
 
 PACKAGES = (
     "torch torchvision timm accelerate deepspeed numpy pillow simplejpeg scikit-learn pydantic"
 )
-
-DATA = "fingerprint.json"
 
 
 class Lock:
@@ -101,7 +100,7 @@ def check_data(folder: Path, recipe: Recipe, data: Splits, resumes: bool) -> dic
     be unreadable. Runs of older versions have no fingerprint.
     """
     now = fingerprint(data)
-    before = read_data(folder) if resumes else None
+    before = read_fingerprint(folder) if resumes else None
     if before is not None:
         classes = other_classes(before["classes"], now["classes"])
         if classes is not None:
@@ -118,18 +117,6 @@ def check_data(folder: Path, recipe: Recipe, data: Splits, resumes: bool) -> dic
     return now
 
 
-def read_data(folder: Path) -> dict[str, Any] | None:
-    """The fingerprint of the data that a run was trained on; None if it has none."""
-    path = folder / DATA
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        what = "is not what train.py wrote"
-        raise UserError(path, what, "remove it to go on without comparing the data") from None
-
-
 def describe_run(
     folder: Path, recipe: Recipe, accelerator: Accelerator, data: dict[str, Any]
 ) -> None:
@@ -138,7 +125,7 @@ def describe_run(
     Called when nothing can refuse the start any more, so that a corrected command finds no other
     run in the folder.
     """
-    write_atomic(folder / DATA, json.dumps(data) + "\n")
+    write_atomic(folder / FINGERPRINT, json.dumps(data) + "\n")
     environment = json.dumps(_environment(accelerator), indent=1)
     write_atomic(folder / "environment.json", environment + "\n")
     write_atomic(folder / "recipe.yaml", explain(recipe))

@@ -18,6 +18,7 @@ from deit_tract.common.errors import UserError
 from deit_tract.common.text import brief, plural, short
 
 METRICS = "metrics.jsonl"
+FINGERPRINT = "fingerprint.json"
 AGAIN = "run the training command again, which writes it, or remove it"
 PERCENT = re.compile("(.*_)?(top1|top5|map07|map_area)")
 Seconds = Annotated[float, Field(ge=0)]
@@ -61,6 +62,33 @@ class Progress(_File):
     replaced: list[Step] = []
 
 
+class _Images(_File):
+    images: Step
+    labels: str | None = None  # SHA-256 of them
+
+
+class Fingerprint(_File):
+    """fingerprint.json: what data a run was trained on, as `data.guards.fingerprint` made it."""
+
+    classes: list[str]
+    train: _Images
+    val: _Images
+
+
+class _View(_File):
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+class Export(_File):
+    """config.json of an exported folder, as far as it is read by us and not by timm."""
+
+    architecture: str | None = None
+    label_names: list[str] | None = None
+    model_args: dict[str, Any] = {}
+    pretrained_cfg: _View = _View()
+
+
 class _Position(_File):
     step: Step
     epoch: Seconds
@@ -77,6 +105,18 @@ def read_summary(folder: Path) -> Summary | None:
 def read_environment(folder: Path) -> Environment | None:
     """Read environment.json; None if there is none."""
     return _read_typed(folder / "environment.json", Environment)
+
+
+def read_fingerprint(folder: Path) -> dict[str, Any] | None:
+    """Read fingerprint.json; None in runs of older versions."""
+    found = _read_typed(folder / FINGERPRINT, Fingerprint, "remove it to leave the data unchecked")
+    return found and found.model_dump(exclude_none=True)
+
+
+def read_export(folder: Path) -> Export:
+    """Read config.json of an exported folder."""
+    found = _read_typed(folder / "config.json", Export, "export the model again")
+    return found or Export()
 
 
 def read_progress(folder: Path) -> Progress:
@@ -177,11 +217,11 @@ def _read(path: Path) -> bytes | None:
         raise UserError(path, f"cannot be read ({error.strerror})") from None
 
 
-def _read_typed(path: Path, kind: type[T]) -> T | None:
+def _read_typed(path: Path, kind: type[T], instead: str = AGAIN) -> T | None:
     content = _read(path)
     if content is None:
         return None
-    return _typed(_parsed(content, path, 1, AGAIN), kind, path, content, AGAIN)
+    return _typed(_parsed(content, path, 1, instead), kind, path, content, instead)
 
 
 def _parsed(content: bytes, path: Path, first: int, instead: str) -> Any:

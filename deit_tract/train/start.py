@@ -1,6 +1,5 @@
 """Where a fine-tuning starts: the weights of --checkpoint, and whether its classifier fits."""
 
-import json
 from collections.abc import Sequence
 
 from torch import nn
@@ -10,7 +9,7 @@ from deit_tract.data.guards import other_classes
 from deit_tract.models.weights import load_weights
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Recipe
-from deit_tract.train.folder import read_data
+from deit_tract.train.records import read_export, read_fingerprint
 from deit_tract.train.weights_source import MODEL, WeightsSource, find_weights
 
 
@@ -61,8 +60,7 @@ def _check_head(source: WeightsSource, recipe: Recipe, classes: list[str]) -> No
 def _classes_of(source: WeightsSource) -> list[str] | None:
     """The names of the classes of a run or an export; None if it does not tell."""
     if source.run is not None:
-        return (read_data(source.run) or {}).get("classes")
+        return (read_fingerprint(source.run) or {}).get("classes")
     if source.exported is not None:
-        config = json.loads((source.exported / "config.json").read_text(encoding="utf-8"))
-        return config.get("label_names")
+        return read_export(source.exported).label_names
     return None

@@ -6,7 +6,9 @@ import random
 import shutil
 from pathlib import Path
 
-from tests.helpers.hostile import Count, harm_bytes, judge, newest
+from PIL import Image
+
+from tests.helpers.hostile import Count, harm_bytes, judge, newest, run_tool
 
 ODD = [
     None,
@@ -25,11 +27,13 @@ ODD = [
     {},
     {"a": 1},
 ]
-LINES = {"summary.json", "metrics.jsonl", "environment.json", "progress.json"}
+LINES = "metrics.jsonl"
+JSON = {"summary.json", "environment.json", "progress.json", "fingerprint.json", LINES}
 READERS = {
     "summary.json": ("compare", "export"),
     "metrics.jsonl": ("compare", "export", "train"),
     "environment.json": ("export",),
+    "fingerprint.json": ("train", "export"),
     "recipe.yaml": ("compare", "evaluate", "export"),
     "model.safetensors": ("evaluate", "train"),
     "ema.safetensors": ("export",),
@@ -53,7 +57,7 @@ def harm_json(path: Path, rng: random.Random) -> tuple[str, bool]:
     """Change a JSON file's structure. Returns how, and whether any reader must notice."""
     lines = path.read_text().splitlines()
     number = rng.randrange(len(lines))
-    if path.name != "metrics.jsonl":
+    if path.name != LINES:
         values = json.loads("\n".join(lines))
         how, sure = _harm_values(values, rng, path.name)
         path.write_text(json.dumps(values, indent=1) + "\n")
@@ -82,6 +86,9 @@ SURE = {  # values that a key may not have
     "ema_top1": lambda value: not _number(value, 0, 100),
     "loss": lambda value: not _number(value, -1e300),
     "commit": lambda value: not isinstance(value, str) and value is not None,
+    "classes": lambda value: not isinstance(value, list) or value == [1],
+    "train": lambda value: True,
+    "val": lambda value: True,
     "packages": lambda value: not isinstance(value, dict) or value == {"a": 1},
 }
 
@@ -97,7 +104,7 @@ def _whole(value: object) -> bool:
 
 def _harm_values(values: dict, rng: random.Random, file: str) -> tuple[str, bool]:
     key = rng.choice(list(values))
-    needed = key in ("exit", "step", "epoch") and file != "progress.json"
+    needed = key in ("exit", "step", "epoch", "classes", "train", "val") and file != "progress.json"
     if rng.random() < 0.15:
         del values[key]
         return f"no {key}", needed or file == "progress.json"
@@ -117,7 +124,7 @@ def run_folders(made: Path, overrides: list[str], place: Path, cases: range, cou
         shutil.copytree(made, run)
         out.mkdir()
         path = run / name if (run / name).exists() else newest(run) / name
-        harm = harm_json if name in LINES and rng.random() < 0.5 else harm_bytes
+        harm = harm_json if name in JSON and rng.random() < 0.5 else harm_bytes
         how, sure = harm(path, rng)
         tool = rng.choice(READERS[name])
         arguments = commands(run, out, overrides)[tool]
@@ -126,3 +133,24 @@ def run_folders(made: Path, overrides: list[str], place: Path, cases: range, cou
         if name == "ema.safetensors":
             arguments.append("--ema")
         judge(count, f"run {i}, {name}, {how}", tool, arguments, sure)
+
+
+def exports(made: Path, overrides: list[str], place: Path, cases: range, count: Count) -> None:
+    """Break a file of an exported folder in each case, and evaluate it or predict by it."""
+    source = place / "source"
+    code, _, err = run_tool("export", [str(made), str(source)])
+    assert code == 0, err
+    Image.new("L", (8, 8)).save(place / "image.png")
+    for i in cases:
+        rng = random.Random(f"export {i}")
+        export = place / "exported"
+        shutil.rmtree(export, ignore_errors=True)
+        shutil.copytree(source, export)
+        name = rng.choice(["config.json", "config.json", "model.safetensors"])
+        harm = harm_json if name == "config.json" and rng.random() < 0.6 else harm_bytes
+        how, sure = harm(export / name, rng)
+        sure = sure and not (name == "model.safetensors" and "zeros" in how)  # no checksum there
+        tool = rng.choice(["evaluate", "predict"])
+        words = ["--workers", "0"]
+        words += ["--data", "digits"] if tool == "evaluate" else [str(place / "image.png")]
+        judge(count, f"export {i}, {name}, {how}", tool, [str(export), *words], sure)

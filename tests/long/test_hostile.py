@@ -16,14 +16,14 @@ from tests.helpers import ROOT
 from tests.helpers.evaluate_tool import LEARN
 from tests.helpers.hostile import Count
 from tests.helpers.hostile_arguments import arguments
-from tests.helpers.hostile_runs import run_folders
+from tests.helpers.hostile_runs import exports, run_folders
 from tests.helpers.hostile_weights import weights
 from tests.helpers.runs import short, train
 
 MODEL = [one for one in LEARN if "warmup" not in one]
 OVERRIDES = short(4, *MODEL, "ema.decay=0.9", "evaluate.every_steps=2", "save.every_steps=2")
-KINDS = {"run folders": run_folders, "weights": weights, "arguments": arguments}
-CASES = {"run folders": 40, "weights": 50, "arguments": 150}
+KINDS = {"run folders": run_folders, "exports": exports, "weights": weights, "arguments": arguments}
+CASES = {"run folders": 40, "exports": 25, "weights": 50, "arguments": 150}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from deit_tract.data.sets.load import load_splits
 from deit_tract.recipe.describe import explain
 from deit_tract.recipe.launch import check_folder
 from deit_tract.recipe.resolve import load_recipe
-from deit_tract.train.folder import DATA, check_data, describe_run
+from deit_tract.train.folder import check_data, describe_run
+from deit_tract.train.records import FINGERPRINT
 from tests.helpers.images import write_grey_photos
 
 
@@ -53,7 +54,7 @@ def test_other_classes_are_refused(run, photos):
         (photos / part / "b").rename(photos / part / "c")
     message = refused(run, photos, "data.verify=false")
     assert message.startswith(f"{run}: was trained on other classes (now c instead of b); give")
-    (run / DATA).unlink()
+    (run / FINGERPRINT).unlink()
     checked(run, photos)  # a run of an older version
 
 
