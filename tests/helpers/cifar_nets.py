@@ -14,17 +14,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from deit_tract.data.feed import make_feed
-from deit_tract.engine.launch import launch
+from deit_tract.data.sets.load import load_splits
+from deit_tract.engine.launch import launch, prepare
 from deit_tract.recipe.resolve import load_recipe
-from deit_tract.train.loop import Run
+from deit_tract.tasks import build_task
 
 FIGURES = json.loads(Path(__file__).with_suffix(".json").read_text())
 IMAGES = (0.01 * torch.arange(2 * 3 * 32 * 32, dtype=torch.float64) ** 1.3).sin()
 IMAGES = IMAGES.reshape(2, 3, 32, 32)
 SMALL = [name for name, figures in FIGURES.items() if figures[0] < 15e6]
 LARGE = [name for name in FIGURES if name not in SMALL]
-SETTINGS = ("data.name=synthetic", "data.workers=0", "batch.size=2", "save.every_epochs=null")
+SETTINGS = ("data.name=synthetic", "batch.size=2")
 
 
 def uniform(count: int) -> Tensor:
@@ -54,16 +54,20 @@ def fill(net: nn.Module) -> None:
 
 
 def two_steps(name: str, folder: Path) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and weights of the first two steps of a recipe's run, at learning rates 0 and 0.1."""
+    """Losses and weights of two steps of a recipe's task and engine, at rates 0 and 0.1."""
     recipe = load_recipe(name, SETTINGS)
-    run = Run(recipe, folder, launch(recipe, folder), None, None)
-    run.lr = [0.0, 0.1].__getitem__
-    run.engine.model.train()
-    device = run.accelerator.device
-    feed = make_feed(run.task.source, run.stream, run.lanes, 0, device, run.replaced)
-    batches = feed.batches([0, 1])
-    losses = [float(run.optimizer_step(step, batches)[0]["loss"]) for step in range(2)]
-    return losses, run.task.model.state_dict()
+    task = build_task(recipe, load_splits(recipe.data).train)
+    engine = prepare(launch(recipe, folder), recipe, task.model)
+    engine.model.train()
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for step, rate in enumerate((0.0, 0.1)):
+        images = torch.randn(2, 3, 32, 32, generator=generator)
+        batch = {"image": images, "label": torch.tensor([step, 2])}
+        with engine.lane(last=True):
+            engine.backward(task.loss(engine.model, [batch], [step])["loss"])
+        losses.append(float(engine.step(rate)[0]))
+    return losses, task.model.state_dict()
 
 
 def check_two_steps(name: str, folder: Path) -> None:
