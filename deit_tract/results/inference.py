@@ -20,6 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from deit_tract.common.errors import UserError
+from deit_tract.common.text import on_one_line
 from deit_tract.data.feed import PlainFeed, Source
 from deit_tract.data.loader import Batch, Loaded, Views, checked, loader, stacked, unstacked
 from deit_tract.data.sets.images import Files
@@ -97,7 +98,7 @@ class Skipped:
     def add(self, errors: Iterable[str]) -> None:
         for error in errors:
             self.count += 1
-            tqdm.write(f"warning: {error}; skipped", file=sys.stderr)
+            tqdm.write(on_one_line(f"warning: {error}; skipped"), file=sys.stderr)
 
 
 @dataclass

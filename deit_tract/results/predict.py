@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.files import disk_errors
-from deit_tract.common.text import plural
+from deit_tract.common.text import on_one_line, plural
 from deit_tract.data.feed import Source
 from deit_tract.data.loader import Batch
 from deit_tract.data.sets.boxes import Photo, no_objects
@@ -67,7 +67,7 @@ def predict(request: Request) -> int:
         for prediction in (one for batch in batches for one in batch):
             name = images.name(prediction.index)
             if request.csv is None:
-                tqdm.write(f"{name}: {prediction.line}")
+                tqdm.write(on_one_line(f"{name}: {prediction.line}"))
             for row in prediction.rows:
                 write_row((name, *row))
             if picture is not None:
@@ -93,7 +93,9 @@ def _table(file: Path | None, columns: tuple[str, ...]) -> Iterator:
     part = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(file, "name another file"):
-            with open(part, "w", newline="", encoding="utf-8") as target:
+            # a file's name may be no text
+            how = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+            with open(part, "w", **how) as target:
                 writer = csv.writer(target)
                 writer.writerow(columns)
                 yield writer.writerow

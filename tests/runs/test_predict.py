@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import runpy
+import shutil
 import sys
 
 import numpy as np
@@ -105,6 +107,15 @@ def test_a_broken_image_is_named_and_left_out(tool, weights, photos, tmp_path):
     assert code == 1 and "Traceback" not in err
     code, out, _ = tool("features.py", source, broken, good, *named, "--out", tmp_path / "f.npz")
     assert code == 1 and np.load(tmp_path / "f.npz")["files"].tolist() == [str(good)]
+    names = tmp_path / "names"  # one of which is no text
+    names.mkdir()
+    odd = os.fsdecode(os.fsencode(names / "odd") + b"\xff.png")
+    shutil.copy(good, odd)
+    table = tmp_path / "odd.csv"
+    code, out, err = tool("predict.py", source, names, *named)
+    assert code == 0 and "odd" in out, err
+    code, _, err = tool("predict.py", source, names, *named, "--csv", table)
+    assert code == 0 and table.read_bytes().count(os.fsencode(odd)) == 3, err
     for missing, message in (
         (tmp_path / "nowhere", "no such file or folder"),
         (tmp_path / "seen" / "*.png", "no such file or folder"),
