@@ -33,7 +33,10 @@ def load_recipe(name: str, overrides: Iterable[str] = (), data_dir: str | None =
 
 
 def _add_published(values: Values, errors: list[UserError]) -> Values:
-    """Fill in the number and source that expect.published names, unless a number is given."""
+    """Fill in the number and source that expect.published names, unless a number is given.
+
+    A number that was reached after a fine-tuning is not what the pre-training is to reach.
+    """
     key = values.get(("expect", "published"))
     metrics = [("expect", "top1"), ("expect", "map07")]
     if key is None or "/" not in str(key.value) or any(path in values for path in metrics):
@@ -46,8 +49,13 @@ def _add_published(values: Values, errors: list[UserError]) -> Values:
     if not result:
         return values
     origin = f"{source.display(published.FILE)} ({key.value})"
+    text = f"{result['source']}: {result['what']}"
     added = {path: Value(result[path[1]], origin) for path in metrics if path[1] in result}
-    added["expect", "source"] = Value(f"{result['source']}: {result['what']}", origin)
+    starts = values.get(("model", "pretrained"))
+    if result.get("finetuned") and not (starts and starts.value):
+        text = f"{text}: {result['top1']:g} %"
+        added = {}
+    added["expect", "source"] = Value(text, origin)
     return source.merge(added, values)
 
 

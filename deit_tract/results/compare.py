@@ -24,6 +24,7 @@ GAIN_COLUMNS = ("epoch", "without", "with", "difference", "95 % interval", "seed
 MOST_EPOCHS = 12  # rows of a table of gains
 MOST_COLUMNS = 6  # differing keys beside the runs; more are a table of their own
 MOST_EXIT = 40  # characters of how a run has ended
+TEXTS = ("what", "source", "finetuned")  # of a published result, besides its numbers
 
 
 def comparison(runs: list[RunRecord], groups: list[Group], entries: dict[str, list[Group]]) -> str:
@@ -209,7 +210,7 @@ def published_text(entry: published.Published, groups: list[Group]) -> str:
     """Return what is published under a key, and the groups beside its curve at equal epochs."""
     lines = [f"Published as {entry.key}: {entry.about}"]
     for result in entry.results:
-        numbers = [f"{key} {result[key]}" for key in result if key not in ("what", "source")]
+        numbers = [f"{key} {result[key]}" for key in result if key not in TEXTS]
         lines.append(f"- {result['what']}: {', '.join(numbers)} ({result['source']})")
     if not entry.epochs:
         return "\n".join([*lines, "- no curve"])

@@ -219,3 +219,15 @@ def test_a_result_is_found_and_gives_the_expected_number(tmp_path):
 def test_the_end_of_a_curve_is_its_result():
     entry = published.find("vit_b_800ep")
     assert published.find_result("vit_b_800ep/deit3")["top1"] == entry.top1[-1] == 82.82
+
+
+def test_a_number_reached_after_fine_tuning_is_not_that_of_the_pre_training():
+    pretraining = load_recipe("vit_s_800ep_tract")
+    assert pretraining.expected is None
+    assert "then 50 epochs at 224 px: 82.18 %" in pretraining.expect.source
+    assert load_recipe("vit_s_ft224_tract").expected == 82.18
+    assert load_recipe("vit_s_800ep").expected == 81.4
+    for entry in published.entries().values():
+        for result in entry.get("results", {}).values():
+            after = "epochs at 224" in result["what"] or "fine-tuning" in result["what"]
+            assert bool(result.get("finetuned")) == after, result
