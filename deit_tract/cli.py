@@ -138,7 +138,7 @@ def _plan(recipe: Recipe, own: Recipe, folder: Path, gpus: int | None, weights: 
     from deit_tract.plan.text import show_plan
     from deit_tract.train.fill_in import fill_in
 
-    plan = make_plan(fill_in(recipe, folder, weights), folder, gpus)
+    plan = make_plan(fill_in(recipe, folder, weights, need_data=False), folder, gpus)
     plan.notes.extend(other_batch(recipe, own))
     print(show_plan(plan) if gpus is None else scaling.show_scaled(plan, gpus))
 

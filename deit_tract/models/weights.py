@@ -54,7 +54,7 @@ def load_weights(model: nn.Module, source: str, new_head: bool = False) -> None:
     def advise(keys: list[str]) -> str:
         if all(key.startswith(head) for key in keys):
             return "set model.new_head=true for other classes"
-        return "is it of another model?"
+        return "is it of another model, or for another image size?"
 
     check_fit(own, weights, source, advise)
     model.load_state_dict(weights, strict=not new_head)

@@ -138,6 +138,8 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         if values is not None and len(values) != data.channels:
             what = f"{len(values)} values for {data.channels} channels"
             yield ("data", key), what, "give one value per channel"
+        if values is None and recipe.task == "detect":
+            yield ("data", key), "null, but a detector's weights tell none", "give its values"
     if data.classes is None and data.name != "folder":
         what = f"the classes of '{data.name}' are not counted"
         yield ("data", "classes"), what, "give their number"

@@ -7,6 +7,7 @@ import timm
 
 from deit_tract.common.errors import UserError, UserErrors
 from deit_tract.data.sets.load import count_classes
+from deit_tract.models.names import no_such_model
 from deit_tract.recipe.checks import check_recipe
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Recipe
@@ -27,17 +28,18 @@ class Known(NamedTuple):
     std: list[float] | None = None
 
 
-def fill_in(recipe: Recipe, folder: Path, weights: str | None) -> Recipe:
+def fill_in(recipe: Recipe, folder: Path, weights: str | None, need_data: bool = True) -> Recipe:
     """Put values in place of the nulls in model.name, data.mean, data.std and data.classes.
 
     The first three come from the run in `folder`, if there is one to resume, else from the weights
-    of --checkpoint. The classes are always counted; without data.dir they stay null.
+    of --checkpoint. The classes are always counted; unless `need_data` they stay null without
+    data.dir.
     Raises UserError for what cannot be known, and UserErrors if the values do not fit the recipe.
     """
     values: dict[tuple[str, str], tuple[Any, str]] = {}
     if None in (recipe.model.name, recipe.data.mean, recipe.data.std):
         values = _by_weights(recipe, _known(folder, weights))
-    if recipe.data.classes is None and recipe.data.dir is not None:
+    if recipe.data.classes is None and (need_data or recipe.data.dir is not None):
         values["data", "classes"] = count_classes(recipe.data), f"counted in {recipe.data.dir}"
     if not values:
         return recipe
@@ -65,7 +67,7 @@ def _by_weights(recipe: Recipe, known: Known) -> dict[tuple[str, str], tuple[Any
         if known.args:
             values["model", "args"] = known.args | recipe.model.args, known.origin
     if not timm.is_model(name):
-        return values  # an error where the model is built
+        raise UserError("model.name", *no_such_model(name))
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     for key in ("mean", "std"):
         if getattr(recipe.data, key) is not None:

@@ -7,7 +7,7 @@ import pytest
 from deit_tract.common.errors import UserError
 from deit_tract.recipe.describe import explain
 from deit_tract.recipe.resolve import Recipe, load_recipe
-from deit_tract.train.fill_in import fill_in
+from deit_tract.train import fill_in as module
 from tests.helpers.checkpoint import save
 from tests.helpers.images import write_grey_photos
 
@@ -16,6 +16,11 @@ HALF = [0.5, 0.5, 0.5]
 
 def recipe(*overrides: str, data_dir=None) -> Recipe:
     return load_recipe("folder_finetune", overrides, data_dir)
+
+
+def fill_in(recipe: Recipe, folder, weights: str | None) -> Recipe:
+    """Without data, as --plan does."""
+    return module.fill_in(recipe, folder, weights, need_data=False)
 
 
 def view(filled: Recipe) -> tuple:
@@ -70,5 +75,9 @@ def test_what_nothing_tells_is_one_line(tmp_path):
     for weights in (None, str(file)):
         with pytest.raises(UserError, match=r"model\.name: null, but .*; set model\.name=NAME"):
             fill_in(recipe(), tmp_path, weights)
+    with pytest.raises(UserError, match="did you mean"):
+        fill_in(recipe(), tmp_path, "timm:resnet51")
+    with pytest.raises(UserError, match=r"data\.dir: .*; give --data-dir DIR"):
+        module.fill_in(recipe(), tmp_path, "timm:resnet50")
     whole = load_recipe("quickstart")
     assert fill_in(whole, tmp_path, None) is whole
