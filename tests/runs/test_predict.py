@@ -170,7 +170,9 @@ def test_names_of_classes(tool, photos, tmp_path):
 
     assert first().isdigit()
     names = [f"digit {number}" for number in range(10)]
-    (tmp_path / "run" / "fingerprint.json").write_text(json.dumps({"classes": names}))
+    part = {"images": 1}
+    known = json.dumps({"classes": names, "train": part, "val": part})
+    (tmp_path / "run" / "fingerprint.json").write_text(known)
     assert first() in names
     labels = [f"label {number}" for number in range(10)]
     (save / "config.json").write_text(json.dumps({"label_names": labels}))
