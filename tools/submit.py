@@ -66,15 +66,24 @@ def parser() -> Parser:
     override = {"metavar": "section.key=value", "action": "append", "default": []}
     add("--set", **override, help="override a value; may be repeated")
 
+    array = "one job per seed, as 0-4 or 0,1,2 (0-9%%2: two at a time), in OUTPUT/seedS"
+    add("--array", metavar="SEEDS", help=array)
+    add_cluster_options(arguments, gpus=8, required=True)
+    return arguments
+
+
+def add_cluster_options(arguments: Parser, gpus: int, **nodes) -> None:
+    """Add what a batch job needs besides its run; `gpus` per node if nothing is given."""
+    add = arguments.add_argument
+
     def number(option: str, high: int, help: str, **how) -> None:
         add(option, metavar="N", type=whole(option, 1, high), help=help, **how)
 
-    number("--nodes", 2**16, "nodes, one launcher on each", required=True)
-    number("--gpus-per-node", 128, "GPUs and processes per node (default: 8)", default=8)
+    number("--nodes", 2**16, "nodes, one launcher on each", **nodes)
+    per_node = f"GPUs and processes per node (default: {gpus})"
+    number("--gpus-per-node", 128, per_node, default=gpus)
     cpus = "CPUs per node (default: each process and its loaders)"
     number("--cpus-per-task", 2**16, cpus)
-    array = "one job per seed, as 0-4 or 0,1,2 (0-9%%2: two at a time), in OUTPUT/seedS"
-    add("--array", metavar="SEEDS", help=array)
     config = f"for accelerate (default: {_short(NODES)})"
     add("--config-file", metavar="FILE", type=path("--config-file"), default=NODES, help=config)
     warning = "seconds from SLURM's warning to the time limit (180)"
@@ -83,7 +92,6 @@ def parser() -> Parser:
     for name, about in THROUGH.items():
         add(f"--{name}", metavar="VALUE", help=f"sbatch's: {about}".rstrip(": "))
     add("--exclusive", action="store_true", help="sbatch's: share no node with other jobs")
-    return arguments
 
 
 def main() -> None:
@@ -112,6 +120,11 @@ def check(arguments: argparse.Namespace, recipe: Recipe) -> None:
         raise UserError("recipe", what, "add --finetune --checkpoint RUN|FILE|timm:NAME")
     if arguments.array and any(text.partition("=")[0].strip() == "seed" for text in arguments.set):
         raise UserError("--set seed", "--array sets the seeds", "leave one of them out")
+    check_job(arguments, recipe)
+
+
+def check_job(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    """Raise UserError if the job would end before its warning, or its launch cannot train."""
     time, grace = arguments.time, arguments.grace
     limit = minutes(time)
     if limit is not None and limit * 60 <= grace + 60:  # SLURM may warn a minute early
@@ -188,27 +201,31 @@ def minutes(time: str | None) -> float | None:
 
 
 def batch_script(arguments: argparse.Namespace, recipe: Recipe, folder: Path) -> str:
-    """The complete script: sbatch's options, what is run, and BODY."""
-    array = arguments.array is not None
+    """The complete script of one run, or of one run per seed."""
+    cpus = arguments.cpus_per_task or arguments.gpus_per_node * (recipe.data.workers + 1)
+    seed = '/seed"$SLURM_ARRAY_TASK_ID"' if arguments.array is not None else ""
+    run = _run(arguments, arguments.array is not None)
+    what = [f"output={quote(str(folder))}{seed}", _array("run", run)]
+    return script_text(arguments, recipe.name, folder, cpus, what)
+
+
+def script_text(
+    arguments: argparse.Namespace, name: str, folder: Path, cpus: int, what: list[str]
+) -> str:
+    """A script: sbatch's options, the launch, `what` (which sets `output` and `run`), and BODY."""
+    # one of an array's jobs has the array's own id, which would name all of them
+    of_array = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     gpus = arguments.gpus_per_node
-    cpus = arguments.cpus_per_task or gpus * (recipe.data.workers + 1)
-    job = "$SLURM_JOB_ID"
-    output = quote(str(folder))
-    if array:
-        # one of the array's jobs has the array's own id, which would name all of them
-        job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-        output += '/seed"$SLURM_ARRAY_TASK_ID"'
     lines = [
         "#!/bin/bash",
-        f"# {recipe.name} on {arguments.nodes} x {gpus} GPUs, written by tools/submit.py",
-        *_directives(arguments, recipe.name, folder, cpus),
+        f"# {name} on {arguments.nodes} x {gpus} GPUs, written by deit_tract",
+        *_directives(arguments, name, folder, cpus),
         "",
-        f"job={job}",
+        f"job={of_array if arguments.array is not None else '$SLURM_JOB_ID'}",
         f"cpus={cpus}",
-        f"output={output}",
         f"python={quote(sys.executable)}",
         _array("launch", _launch(arguments)),
-        _array("run", _run(arguments, array)),
+        *what,
         "",
     ]
     return "\n".join(lines) + BODY.read_text(encoding="utf-8")
@@ -277,12 +294,12 @@ def _directive(name: str, value: object) -> str:
     return f"#SBATCH --{name}" + ("" if value is True else f"={text}")
 
 
-def submit(text: str, folder: Path) -> None:
+def submit(text: str, folder: Path, name: str = "job.sbatch") -> None:
     """Keep the script in the run's folder and give it to sbatch."""
     if shutil.which("sbatch") is None:
         what = "not found: this machine is not part of a SLURM cluster"
         raise UserError("sbatch", what, "--print shows the script")
-    path = folder / "job.sbatch"
+    path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)  # SLURM makes no folder for its output file
         path.write_text(text, encoding="utf-8")

@@ -42,6 +42,12 @@ _DEVICES = {
 }
 
 
+def this_gpu(default: str = "A100 80GB") -> str:
+    """This machine's GPU as the table has it, or the default one."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return _DEVICES.get(name, default)
+
+
 def known_peak(device: torch.device, autocast: str | None) -> float | None:
     """FLOP/s of this GPU in the run's precision; None if it is not in the table."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""

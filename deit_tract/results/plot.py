@@ -52,6 +52,11 @@ def plot(
         axis.grid(alpha=0.3)
     legends = [axis.get_legend_handles_labels() for axis in axes]
     add_legend(figure, *max(legends, key=lambda legend: len(legend[1])))
+    save_figure(figure, file)
+
+
+def save_figure(figure: Any, file: Path) -> None:
+    """Write a picture. Raises UserError if the file's name or folder is impossible."""
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:

@@ -36,8 +36,8 @@ class Lock:
     (fcntl) are passed on to other machines by NFS and Lustre.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / ".lock"
+    def __init__(self, folder: Path, name: str = ".lock"):
+        self.path = folder / name
         self._file: TextIO | None = None
 
     def take(self, patience: float = 10.0) -> None:

@@ -40,6 +40,7 @@ FOLDERS = {
     "data.sets": "",
     "data.transforms": "data.sets",
     "recipe.settings": "recipe.datasets recipe.optimizers",
+    "results.sweep": "results.plot results.runs results.statistics",
 }
 # Who may import a library; all others may not, not even inside a function
 KNOWN_BY = {
