@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from deit_tract.common.errors import UserError
@@ -86,12 +86,15 @@ def main(description: str, finetune: bool = False) -> None:
     script(lambda: _run(_parser(description, finetune).parse_args()))
 
 
-def script(function: Callable[[], None]) -> None:
-    """Run a script's function; a mistake of its user becomes a line and exit code 2."""
+def script(function: Callable[[], None], words: Mapping[str, str] = {}) -> None:
+    """Run a script's function; a mistake of its user becomes a line and exit code 2.
+
+    words: the script's own for options of train.py that a hint may name.
+    """
     try:
         function()
     except UserError as error:
-        sys.exit(_report(error))
+        sys.exit(_report(error.hinting(words)))
     except RuntimeError as error:
         # torch reports a dead loader process wherever the main thread is, more than once
         from deit_tract.data.loader import worker_died

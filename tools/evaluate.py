@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deit_tract.cli import Parser, script
-from deit_tract.results.arguments import PICTURES, add_shared, given, new_file, path
+from deit_tract.results.arguments import OUTPUT, PICTURES, VERIFY, add_shared, given, new_file, path
 from deit_tract.results.evaluation import DATA, Request, evaluate_trained
 
 
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    script(main)
+    script(main, OUTPUT | VERIFY)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from deit_tract.cli import Parser, script
 from deit_tract.common.errors import UserError
 from deit_tract.results import export, hub
-from deit_tract.results.arguments import add_shared, new_folder, path, repository
+from deit_tract.results.arguments import OUTPUT, add_shared, new_folder, path, repository
 from deit_tract.results.card import model_card
 from deit_tract.results.trained import Choice, load_trained
 from deit_tract.train.weights_source import recipe_of_run
@@ -66,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    script(main)
+    script(main, OUTPUT)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deit_tract.cli import Parser, script
 from deit_tract.recipe.datasets import names_for
-from deit_tract.results.arguments import add_shared, given, new_file
+from deit_tract.results.arguments import OUTPUT, VERIFY, add_shared, given, new_file
 from deit_tract.results.features import Request, write_features
 
 
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    script(main)
+    script(main, OUTPUT | VERIFY)

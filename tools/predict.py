@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deit_tract.cli import Parser, script
-from deit_tract.results.arguments import add_shared, given, new_file, new_folder, whole
+from deit_tract.results.arguments import OUTPUT, add_shared, given, new_file, new_folder, whole
 from deit_tract.results.predict import Request, predict
 
 
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    script(main)
+    script(main, OUTPUT)

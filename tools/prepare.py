@@ -38,7 +38,7 @@ from deit_tract.data.sets.split import Subset
 from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Data
-from deit_tract.results.arguments import MOST_WORKERS, add_shared, given, path
+from deit_tract.results.arguments import IN_PLACE, MOST_WORKERS, add_shared, given, path
 
 # voc is any set in VOC's layout, whose classes only a recipe tells
 SETS = {name: facts for name, facts in DATASETS.items() if facts.on_disk and name != "voc"}
@@ -216,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    script(main)
+    script(main, IN_PLACE)

@@ -106,6 +106,13 @@ def new_folder(option: str) -> Callable[[str], Path]:
     return read
 
 
+# ---- words of hints ------------------------------------------------------------------------------
+
+OUTPUT = {"choose another --output": "name another place"}
+VERIFY = {"set data.verify=false": "give --no-verify", "with data.verify=false": "with --no-verify"}
+IN_PLACE = {"--data-dir DIR": "DIR", "as --data-dir": "as DIR", "--data-dir ": ""}  # of --data-dir
+
+
 # ---- options -------------------------------------------------------------------------------------
 
 SHARED: dict[str, dict[str, Any]] = {

@@ -5,9 +5,11 @@ import os
 import pytest
 
 from deit_tract.cli import Parser
-from deit_tract.common.errors import UserError
+from deit_tract.common.errors import UserError, UserErrors
 from deit_tract.results.arguments import (
+    IN_PLACE,
     SHARED,
+    VERIFY,
     add_shared,
     fraction,
     given,
@@ -87,3 +89,10 @@ def test_text_that_is_not_utf8_is_refused_in_every_option():
     add_shared(parser, *SHARED)
     with pytest.raises(UserError, match=r"command line: '/data/\\udcff' is not UTF-8 text; rename"):
         parser.parse_args(["--data-dir", "/data/\udcff"])
+
+
+def test_a_hint_names_the_tools_own_option():
+    error = UserError("x", "is short", "complete it, or set data.verify=false for a part")
+    assert str(error.hinting(VERIFY)) == "x: is short; complete it, or give --no-verify for a part"
+    several = UserErrors([UserError("x", "is missing", "give --data-dir DIR with a/ inside")])
+    assert str(several.hinting(IN_PLACE)) == "x: is missing; give DIR with a/ inside"

@@ -187,7 +187,7 @@ def test_mistakes_on_the_command_line(prepare, tiny, tmp_path):
     for arguments, message in (
         ((), "the following arguments are required: SET"),
         (("cifar", tiny), "invalid choice: 'cifar'"),
-        (("imagenet", tmp_path / "none"), "none: no such folder"),
+        (("imagenet", tmp_path / "none"), "none: no such folder; give DIR with train/ and val/"),
         (
             ("imagenet", tiny, "--workers", "-1"),
             "--workers: '-1' is not a whole number from 0 to 1,024",
