@@ -114,7 +114,7 @@ BAD: dict[str, dict[str, list[str]]] = {
     },
     "prepare": {
         "--workers": ["99999", *NUMBERS],
-        "FOLDER": [*NAMES, "none", "/dev/null", "RUN/recipe.yaml", "/"],
+        "FOLDER": [*NAMES, "none", "/dev/null", "RUN/recipe.yaml"],
         "folder": ["", "none", "a\0b", "imagenet", "voc2007", "cifar10", "flowers102", "cars"],
     },
     "bench": {
