@@ -55,7 +55,7 @@ def test_two_steps_on_synthetic_data(name, tmp_path):
             "data.image_size=96",
             "detect.anchor_sizes=[16, 32]",
         ]
-    elif recipe.model.name.startswith("resnet") and recipe.data.name == "imagenet":
+    elif recipe.data.name == "imagenet" and recipe.model.name.startswith("resnet"):
         overrides += ["data.image_size=32", "model.args.channels=[4,4,4,4]"]
     elif recipe.data.image_size > 64:
         overrides.append("model.args.depth=1")  # twelve would take minutes
