@@ -6,8 +6,8 @@ from tests.helpers.cifar_nets import FIGURES, LARGE, check_two_steps, logits
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_two_steps_differ_in_the_first_layers_weight_alone(name, tmp_path):
-    check_two_steps(name, tmp_path)
+def test_two_steps_differ_in_the_first_layers_weight_alone(name):
+    check_two_steps(name)
 
 
 @pytest.mark.parametrize("name", LARGE)

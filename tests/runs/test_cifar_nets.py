@@ -6,5 +6,5 @@ from tests.helpers.cifar_nets import SMALL, check_two_steps
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_two_steps_differ_in_the_first_layers_weight_alone(name, tmp_path):
-    check_two_steps(name, tmp_path)
+def test_two_steps_differ_in_the_first_layers_weight_alone(name):
+    check_two_steps(name)
