@@ -66,6 +66,8 @@ def _parser(description: str, finetune: bool) -> Parser:
     if finetune:
         kinds = "RUN|FILE|timm:NAME|torchvision:NAME"
         add("--checkpoint", metavar=kinds, type=given("--checkpoint"), help="weights to start from")
+        best = "of a RUN the best weights on its validation images (save.best), not the newest"
+        add("--best", action="store_true", help=best)
     add_shared(arguments, "--data-dir")
     output = "the run's folder (default: runs/RECIPE); an existing run is resumed"
     add("--output", metavar="DIR", type=path("--output"), help=output)
@@ -129,8 +131,7 @@ def _run(arguments: argparse.Namespace) -> None:
         weights = getattr(arguments, "checkpoint", None)
         _plan(recipe, own, folder, arguments.gpus, weights)
     else:
-        finetune = hasattr(arguments, "checkpoint")
-        _train(recipe, folder, finetune, arguments.checkpoint if finetune else None)
+        _train(recipe, folder, arguments)
 
 
 def _plan(recipe: Recipe, own: Recipe, folder: Path, gpus: int | None, weights: str | None) -> None:
@@ -146,16 +147,18 @@ def _plan(recipe: Recipe, own: Recipe, folder: Path, gpus: int | None, weights: 
     print(show_plan(plan) if gpus is None else scaling.show_scaled(plan, gpus))
 
 
-def _train(recipe: Recipe, folder: Path, finetune: bool, weights: str | None) -> None:
+def _train(recipe: Recipe, folder: Path, arguments: argparse.Namespace) -> None:
+    finetune = hasattr(arguments, "checkpoint")
+    start = (arguments.checkpoint, arguments.best) if finetune else (None, False)
     if recipe.model.pretrained and not finetune:
         what = f"{recipe.name} starts from given weights"
         raise UserError("recipe", what, "use finetune.py --checkpoint ...")
-    if finetune and weights is None:
+    if finetune and arguments.checkpoint is None:
         instead = "give the weights to fine-tune; else use train.py"
         raise UserError("command line", "--checkpoint is missing", instead)
     from deit_tract.train import loop, screen
 
-    summary = loop.train(recipe, folder, weights)
+    summary = loop.train(recipe, folder, *start)
     first = int(os.environ.get("RANK", 0)) == 0
     if summary["exit"] == "preempted":
         if first:

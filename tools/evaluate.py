@@ -39,8 +39,8 @@ def parser() -> Parser:
     add_shared(arguments, "--data-dir", "--no-verify")
     real = "ReaL's real.json: also count any of its labels as right (imagenet)"
     add("--real", real, metavar="FILE", type=path("--real"))
-    add_shared(arguments, "--model", "--recipe", "--step", "--ema", "--image-size", "--crop")
-    add_shared(arguments, "--precision", "--batch-size", "--workers")
+    add_shared(arguments, "--model", "--recipe", "--step", "--best", "--ema")
+    add_shared(arguments, "--image-size", "--crop", "--precision", "--batch-size", "--workers")
     table = "a table of the classes, printed or as a file"
     csv = new_file("--per-class", ".csv", hint="put RUN before the options")
     add("--per-class", table, metavar="FILE.csv", nargs="?", const=True, default=False, type=csv)

@@ -33,7 +33,7 @@ def parser() -> Parser:
     add("run", "a run's folder", metavar="RUN", type=path("RUN"))
     place = "new, empty, or an earlier export, which is replaced"
     add("folder", place, metavar="DIR", type=new_folder("DIR"))
-    add_shared(arguments, "--step", "--ema")
+    add_shared(arguments, "--step", "--best", "--ema")
     add("--onnx", "also write model.onnx", action="store_true")
     hub_name = {"metavar": "USER/NAME", "type": repository("--push")}
     add("--push", "upload the folder to the Hugging Face hub", **hub_name)
@@ -48,7 +48,8 @@ def main() -> None:
     if arguments.onnx:
         export.check_onnx()
     recipe_of_run(arguments.run)
-    model = load_trained(str(arguments.run), Choice(ema=arguments.ema, step=arguments.step))
+    choice = Choice(ema=arguments.ema, best=arguments.best, step=arguments.step)
+    model = load_trained(str(arguments.run), choice)
     if model.recipe.task == "detect":
         what = "is a detector, which timm does not have"
         instead = "its checkpoint is a torchvision model's weights"

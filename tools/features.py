@@ -33,8 +33,8 @@ def parser() -> Parser:
     add("--part", choices=("train", "val"), default="val", help=part)
     out = {"metavar": "FILE.npz", "required": True, "type": new_file("--out", ".npz")}
     add("--out", help="what to write", **out)
-    add_shared(arguments, "--model", "--recipe", "--step", "--ema", "--image-size", "--crop")
-    add_shared(arguments, "--precision", "--batch-size", "--workers")
+    add_shared(arguments, "--model", "--recipe", "--step", "--best", "--ema")
+    add_shared(arguments, "--image-size", "--crop", "--precision", "--batch-size", "--workers")
     return arguments
 
 

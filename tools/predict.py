@@ -32,8 +32,8 @@ def parser() -> Parser:
     add("--csv", metavar="FILE.csv", type=new_file("--csv", ".csv"), help=table)
     folder = "each image with what was found on it"
     add("--pictures", metavar="DIR", type=new_folder("--pictures"), help=folder)
-    add_shared(arguments, "--model", "--recipe", "--step", "--ema", "--image-size", "--crop")
-    add_shared(arguments, "--precision", "--batch-size", "--workers")
+    add_shared(arguments, "--model", "--recipe", "--step", "--best", "--ema")
+    add_shared(arguments, "--image-size", "--crop", "--precision", "--batch-size", "--workers")
     return arguments
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from deit_tract.common.text import listed, plural
 from deit_tract.data.sets.imagenet import synsets
 from deit_tract.data.sets.images import Files, Splits
 
+UNREADABLE = "cannot be read as an image"
 REPAIR = (
     "replace or remove it (data.skip_unreadable is for training images only); "
     "tools/prepare.py finds all that cannot be read"
@@ -26,7 +29,13 @@ def fingerprint(data: Splits) -> dict[str, Any]:
     No image is read.
     """
     parts = {part: _counted(images) for part, images in data._asdict().items()}
-    return {"classes": list(map(str, synsets(data.train)))} | parts
+    return {"classes": class_names(data.train)} | parts
+
+
+def class_names(images: Dataset) -> list[str]:
+    """The names of the classes; a folder's name need not be Unicode."""
+    names = [str(name).encode("utf-8", "surrogateescape") for name in synsets(images)]
+    return [name.decode("utf-8", "backslashreplace") for name in names]
 
 
 def _counted(images: Dataset) -> dict[str, Any]:
@@ -61,6 +70,18 @@ def other_images(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return "; ".join(differences) or None
 
 
+@contextmanager
+def of_validation() -> Iterator[None]:
+    """Add to the error of a validation image that cannot be read what can be done about it."""
+    try:
+        yield
+    except UserError as error:
+        where, what = (*error.args, "")[:2]
+        if not str(what).startswith(UNREADABLE):
+            raise
+        raise UserError(where, what, REPAIR) from None
+
+
 def check_opens(images: Dataset, most: int = 1000, seconds: float = 2.0) -> None:
     """Raise UserError if an image file, of at most `most` over the set, has no image's header.
 
@@ -77,5 +98,5 @@ def check_opens(images: Dataset, most: int = 1000, seconds: float = 2.0) -> None
             with Image.open(images.open(index)):
                 pass
         except Exception as error:  # a decoder raises anything on broken bytes
-            what = f"cannot be read as an image ({error})"
+            what = f"{UNREADABLE} ({error})"
             raise UserError(images.where(index), what, REPAIR) from None

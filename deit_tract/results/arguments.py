@@ -143,6 +143,10 @@ SHARED: dict[str, dict[str, Any]] = {
         "type": whole("--step", 0, 2**31),
         "help": "the run's checkpoint of this step (default: the newest)",
     },
+    "--best": {
+        "action": "store_true",
+        "help": "the run's best weights on its validation images (save.best), not the newest",
+    },
     "--ema": {"action": "store_true", "help": "the run's averaged weights"},
     "--image-size": {
         "metavar": "PX",

@@ -17,7 +17,7 @@ tags: [image-classification, timm]
 
 - model: timm's `{model}`, {parameters:,} parameters, {classes} classes
 - trained on: {data}, {size} px, first layer: {tract}, seed {seed}
-- these are its {weights} after step {step:,}{ending}
+- these are its {weights} after step {step:,}{chosen}{ending}
 - {reached}
 - made with: {versions}
 
@@ -50,6 +50,7 @@ def model_card(model: Trained, ema: bool, name: str) -> str:
         seed=recipe.seed,
         weights="averaged weights (EMA)" if ema else "weights",
         step=model.step,
+        chosen=" (chosen as the best on its validation images)" if model.source.best else "",
         ending=_ending(run),
         reached=_reached(run, model.step, "ema_" if ema else ""),
         versions=_versions(run),

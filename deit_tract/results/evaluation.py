@@ -73,6 +73,7 @@ def evaluate_trained(request: Request) -> str | None:
         "source": request.source,
         "model": model.name,
         "step": model.step,
+        "best": request.best,
         "ema": request.ema,
         "data": name,
         "data_dir": data.dir,
@@ -95,6 +96,8 @@ def evaluate_trained(request: Request) -> str | None:
 
 def _title(about: dict[str, Any]) -> str:
     step = "" if about["step"] is None else f" at step {about['step']:,}"
+    if step and about["best"]:
+        step += ", chosen as the best on the run's validation images"
     if step and about["ema"]:
         step += " (averaged weights)"
     images = f"{about['data']}, {about['image_size']} px, crop {about['crop']:g}"

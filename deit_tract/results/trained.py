@@ -55,18 +55,19 @@ class Choice:
     model: str | None = None  # timm's name, for a file that does not tell
     recipe: str | None = None  # or the recipe it was trained by
     ema: bool = False
+    best: bool = False  # the weights of the best evaluation
     step: int | None = None
     image_size: int | None = None  # pixels
     crop: float | None = None
 
 
 DECIDED = {  # choices that a kind of source does not leave
-    "hub": ("model", "recipe", "ema", "step"),
-    "export": ("model", "recipe", "ema", "step"),
+    "hub": ("model", "recipe", "ema", "best", "step"),
+    "export": ("model", "recipe", "ema", "best", "step"),
     "run": ("model", "recipe"),
-    "checkpoint": ("model", "recipe", "step"),
-    "folder": ("ema", "step"),
-    "file": ("ema", "step"),
+    "checkpoint": ("model", "recipe", "best", "step"),
+    "folder": ("ema", "best", "step"),
+    "file": ("ema", "best", "step"),
 }
 
 
@@ -76,7 +77,7 @@ def load_trained(given: str, choice: Choice = Choice()) -> Trained:
     Changes nothing in a run's folder. Raises UserError if there is no such model, or if it cannot
     be known which model the weights belong to.
     """
-    source = find_weights(given, choice.step, choice.ema)
+    source = find_weights(given, choice.step, choice.ema, choice.best)
     for name in DECIDED[source.kind]:
         if getattr(choice, name):
             what = f"{given} leaves no choice of it"

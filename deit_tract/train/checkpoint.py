@@ -3,6 +3,7 @@
 A checkpoint is a folder `step_00012345`, written under a temporary name, fsynced and renamed. It
 has model.safetensors (plain timm keys), ema.safetensors if there is an average, optimizer.pt
 (optimizer and gradient scaler) and progress.json (step, clock, best, checksums of the other files).
+`best_00012345` has the weights of the best evaluation, without optimizer.pt.
 """
 
 import hashlib
@@ -28,7 +29,9 @@ from deit_tract.models.weights import read_tensors
 from deit_tract.train.records import digest, read_progress
 
 FOLDER = "checkpoints"  # of a run
-NEEDED = {"model.safetensors", "optimizer.pt"}
+STEP, BEST = "step", "best"  # kinds of folders, by their prefix
+NEEDED = {STEP: {"model.safetensors", "optimizer.pt"}, BEST: {"model.safetensors"}}
+SPACE = "free some space and run the same command again"
 
 
 def save(
@@ -40,32 +43,61 @@ def save(
     checkpoints stay then.
     """
     final = path_of(folder, step)
-    temporary = folder / f".{final.name}.tmp"
     last = max(steps(folder), default=None)
     stays = f"step {last} is intact" if last is not None else "there was no checkpoint before it"
-    try:
-        with disk_errors(final, f"{stays}; free some space and run the same command again"):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            _write(temporary, step, weights, optimizer, progress)
-            shutil.rmtree(final, ignore_errors=True)  # a broken one of the same step
-            os.rename(temporary, final)
-            sync_folder(folder)
-    except UserError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with _complete(final, f"{stays}; {SPACE}") as part:
+        _write(part, weights, optimizer, {"step": step, **progress})
     for old in [other for other in steps(folder) if other <= step][:-keep]:
         shutil.rmtree(path_of(folder, old))
+    bests = steps(folder, BEST)
+    needed = {_up_to(bests, kept) for kept in steps(folder)} | set(bests[-1:])
+    _remove_bests(folder, lambda best: best not in needed)
     return final
 
 
-def _write(
-    folder: Path, step: int, weights: dict[str, dict], optimizer: dict, progress: dict
-) -> None:
+def save_best(folder: Path, step: int, weights: dict[str, dict], metrics: dict) -> None:
+    """Write the weights of the best evaluation so far, which had these metrics.
+
+    The best before it stays as long as the run could resume from a checkpoint before this step.
+    """
+    final = path_of(folder, step, BEST)
+    with _complete(final, f"the best one before it is intact; {SPACE}") as part:
+        _write(part, weights, None, {"step": step, "best": metrics})
+
+
+def _up_to(bests: list[int], step: int) -> int | None:
+    """The best evaluation when a checkpoint was saved."""
+    return max((best for best in bests if best <= step), default=None)
+
+
+def _remove_bests(folder: Path, unwanted: Callable[[int], bool]) -> None:
+    for step in filter(unwanted, steps(folder, BEST)):
+        shutil.rmtree(path_of(folder, step, BEST))
+
+
+@contextmanager
+def _complete(final: Path, instead: str) -> Iterator[Path]:
+    """A temporary folder that takes the place of `final` after the block, or is removed."""
+    temporary = final.with_name(f".{final.name}.tmp")
+    try:
+        with disk_errors(final, instead):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            shutil.rmtree(final, ignore_errors=True)  # a broken one of the same step
+            os.rename(temporary, final)
+            sync_folder(final.parent)
+    except UserError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write(folder: Path, weights: dict[str, dict], optimizer: dict | None, progress: dict) -> None:
     files = {f"{name}.safetensors": _serialized(state) for name, state in weights.items()}
-    files["optimizer.pt"] = _pickled(optimizer)
+    if optimizer is not None:
+        files["optimizer.pt"] = _pickled(optimizer)
     digests = {name: write_through(folder / name, data) for name, data in files.items()}
-    content = {"step": step, **progress, "files": digests}
+    content = {**progress, "files": digests}
     content["sha256"] = digest(json.loads(json.dumps(content)))  # as it will be read back
     text = json.dumps(content, indent=1)
     write_through(folder / "progress.json", text.encode())
@@ -116,28 +148,30 @@ def _copied(state: Any) -> Any:
     return state
 
 
-def path_of(folder: Path, step: int) -> Path:
-    return folder / f"step_{step:08d}"
+def path_of(folder: Path, step: int, kind: str = STEP) -> Path:
+    return folder / f"{kind}_{step:08d}"
 
 
-def step_of(path: Path) -> int | None:
+def step_of(path: Path, kind: str = STEP) -> int | None:
     """Return the step that a checkpoint's folder is named after; None for another name."""
-    number = re.fullmatch("step_([0-9]{8,18})", path.name)
+    number = re.fullmatch(f"{kind}_([0-9]{{8,18}})", path.name)
     return int(number[1]) if number else None
 
 
-def steps(folder: Path) -> list[int]:
+def steps(folder: Path, kind: str = STEP) -> list[int]:
     """Return the steps that have a checkpoint below `folder`, rising; none of them is verified."""
-    found = [step_of(path) for path in folder.glob("step_*")]
+    found = [step_of(path, kind) for path in folder.glob(f"{kind}_*")]
     return sorted(step for step in found if step is not None)
 
 
-def find(run: Path, step: int | None = None) -> Path:
-    """Return a run's checkpoint of a step, or its newest one; either is intact.
+def find(run: Path, step: int | None = None, best: bool = False) -> Path:
+    """Return a run's checkpoint of a step, of the best evaluation, or the newest one; it is intact.
 
     Changes nothing in the run's folder, which may be in use. Raises UserError if there is none.
     """
     folder = run / FOLDER
+    if best:
+        return _find_best(run)
     if step is not None:
         found = path_of(folder, step)
         if not found.is_dir():
@@ -153,26 +187,43 @@ def find(run: Path, step: int | None = None) -> Path:
     return found
 
 
+def _find_best(run: Path) -> Path:
+    bests = steps(run / FOLDER, BEST)
+    if not bests:
+        instead = "leave out --best; save.best of the recipe keeps them"
+        raise UserError(run, "has no weights of its best evaluation", instead)
+    found = path_of(run / FOLDER, bests[-1], BEST)
+    problem = verify(found)
+    if problem is not None:
+        raise UserError(found, f"is not intact ({problem})", "leave out --best")
+    return found
+
+
 def newest(folder: Path, say: Callable[[str], None] = print, tidy: bool = True) -> Path | None:
     """Return the newest intact checkpoint, or None if there is none; reports those it skips.
 
-    `tidy` removes what a killed save left; it must be off for another run's folder, which may be
-    saving just now. Raises UserError if all checkpoints are broken: to start over would silently
-    lose a run.
+    `tidy` removes what a killed save left, and bests of steps that are to be repeated; it must be
+    off for another run's folder, which may be saving just now. Raises UserError if all checkpoints
+    are broken: to start over would silently lose a run.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(folder, "is not a folder", "move it away to start from step 0")
-    for leftover in folder.glob(".step_*.tmp") if tidy else ():
-        shutil.rmtree(leftover, ignore_errors=True)
+    for kind in (STEP, BEST) if tidy else ():
+        for leftover in folder.glob(f".{kind}_*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
     found = steps(folder)
     for step in reversed(found):
         path = path_of(folder, step)
         problem = verify(path)
         if problem is None:
+            if tidy:
+                _remove_bests(folder, lambda best, last=step: best > last)
             return path
         say(f"checkpoint {path} is not intact ({problem}); falling back to the one before")
     if found:
         raise UserError(folder, "no checkpoint is intact", "remove the folder to start from step 0")
+    if tidy:
+        _remove_bests(folder, lambda best: True)
     return None
 
 
@@ -183,9 +234,10 @@ def verify(path: Path) -> str | None:
     """
     try:
         progress = read_progress(path)
-        if progress.step != step_of(path):
+        kind = path.name.partition("_")[0]
+        if progress.step != step_of(path, kind):
             return f"progress.json is of step {progress.step}"
-        for name in sorted(NEEDED - progress.files.keys()):
+        for name in sorted(NEEDED[kind] - progress.files.keys()):
             return f"progress.json does not know {name}"
         for name, known in progress.files.items():
             if _digest(path / name) != known:

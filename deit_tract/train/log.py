@@ -60,6 +60,19 @@ class RunLog:
         write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
         evaluations = [record for record in kept if self.headline in record]
         self.final = evaluations[-1] if evaluations else None
+        self._evaluated = any(record["step"] == start and "lr" not in record for record in kept)
+        for record in evaluations:  # that of the checkpoint's step came after the checkpoint
+            self.best = record if self.is_best(record) else self.best
+
+    def left_off(self) -> tuple[bool, dict | None]:
+        """Whether the step that the run resumes at has been evaluated, and the best evaluation."""
+        return self._evaluated, self.best
+
+    def is_best(self, values: dict) -> bool:
+        """Whether an evaluation is better than all before."""
+        if self.headline not in values:  # of another evaluator, which may be due more often
+            return False
+        return self.best is None or values[self.headline] > self.best[self.headline]
 
     def record(self, values: dict) -> None:
         """Write one line of metrics.jsonl, and its numbers to the trackers."""
@@ -95,10 +108,10 @@ class RunLog:
         near = self._near(values)
         if near is not None:
             values = values | {"published_top1": near[1]}
-        if self.headline in values:  # another evaluator may be due more often
+        if self.headline in values:
             self.final = values
-            if self.best is None or values[self.headline] > self.best[self.headline]:
-                self.best = values
+        if self.is_best(values):
+            self.best = values
         self.record(values)
         standing = self._standing(values)
         hidden = {"step", "epoch"} | ({"top1", "published_top1"} if standing else set())

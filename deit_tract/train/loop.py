@@ -14,8 +14,8 @@ from torch import Tensor
 
 from deit_tract.common.errors import UserError
 from deit_tract.data.feed import make_feed
+from deit_tract.data.guards import class_names, of_validation
 from deit_tract.data.loader import Batch, Replaced, worker_died
-from deit_tract.data.sets.imagenet import synsets
 from deit_tract.data.sets.images import Splits
 from deit_tract.data.sets.load import load_splits
 from deit_tract.data.stream import Stream
@@ -46,8 +46,10 @@ from deit_tract.train.start import load_start_weights
 from deit_tract.train.trace import Trace
 
 
-def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
-    """Run a recipe in a folder, or resume the run that is there; `weights` is what to start from.
+def train(recipe: Recipe, folder: Path, weights: str | None = None, best: bool = False) -> dict:
+    """Run a recipe in a folder, or resume the run that is there.
+
+    weights: what to start from, if that is a run, its newest weights or its `best`.
 
     Returns the run's summary, whose "exit" is "finished", or "preempted" after a signal to any
     process. Raises UserError for every user mistake, for a loss that is not finite and for a
@@ -66,7 +68,8 @@ def train(recipe: Recipe, folder: Path, weights: str | None = None) -> dict:
             newest = on_main(accelerator, checkpoint.newest, folder / "checkpoints")
             data = on_all(accelerator, load_splits, recipe.data, recipe.detect)
             found = on_main(accelerator, check_data, folder, recipe, data, newest is not None)
-            run = on_all(accelerator, Run, recipe, folder, accelerator, data, newest, weights)
+            start = partial(load_start_weights, source=weights, best=best) if weights else None
+            run = on_all(accelerator, Run, recipe, folder, accelerator, data, newest, start)
             on_main(accelerator, describe_run, folder, recipe, accelerator, found)
             summary = _watched(run, stop)
             accelerator.end_training()
@@ -106,9 +109,9 @@ class Run:
         accelerator: Accelerator,
         data: Splits,
         newest: Path | None,
-        weights: str | None,
+        start: Callable[..., str] | None,
     ):
-        """Start from step 0, from `weights` if given, or resume from the checkpoint `newest`."""
+        """Resume from the checkpoint `newest`, or begin at step 0, with weights by `start`."""
         self.recipe = recipe
         self.folder = folder
         self.accelerator = accelerator
@@ -124,9 +127,8 @@ class Run:
         self.lr = learning_rate(recipe, self.stream.steps_per_epoch)
         self.due = self._due()
         self.origin = None
-        if weights is not None and newest is None:  # a resumed run has its own weights
-            classes = synsets(data.train)
-            self.origin = load_start_weights(self.task.model, recipe, weights, classes)
+        if start is not None and newest is None:  # a resumed run has its own weights
+            self.origin = start(self.task.model, recipe, classes=class_names(data.train))
         self.averages = self._averages()
         progress = self._start(newest)
         self.statistics = RunningStatistics(self.task.model, batch.lanes)
@@ -194,6 +196,7 @@ class Run:
         if profile and not self.step < profile <= self.total:
             what = f"step {profile} is not among those to come"
             self.log.screen.say(f"log.profile: {what}; no trace is written")
+        self._catch_up()
         skip = {step - 1 for step in self.recipe.faults.skip_steps}
         steps = range(self.step, self.total)
         if skip:  # else no list, which would be long
@@ -248,11 +251,9 @@ class Run:
                 self.replaced.merge(gather_object(sorted(self.replaced.errors)))
             self.log.progress(self._progress(losses, norm))
             self.meter.reset()
-        if any(evaluator.name in due for evaluator in self.evaluators):
-            with self.clock.part("evaluate"):
-                self.log.evaluation(self._position() | self._evaluate(due))
-        if "save" in due:
+        if "save" in due:  # first: an evaluation may end the run, by an image that cannot be read
             self._save()
+        self._evaluate(due)
 
     def _save_before_leaving(self) -> None:
         """Save the step at which a signal stopped the run, unless that has just been done."""
@@ -260,7 +261,26 @@ class Run:
             self.meter.read()  # as before any save
             self._save()
 
-    def _evaluate(self, due: set[str]) -> dict[str, Any]:
+    def _catch_up(self) -> None:
+        """Evaluate what the run had saved, and not evaluated when it ended."""
+        evaluated, self.log.best = on_main(self.accelerator, self.log.left_off)
+        if self.step and not evaluated:
+            self._evaluate({name for name, is_due in self.due.items() if is_due(self.step)})
+
+    def _evaluate(self, due: set[str]) -> None:
+        """Measure and record what is due; keep the weights if they are the best and are wanted."""
+        if not any(evaluator.name in due for evaluator in self.evaluators):
+            return
+        with self.clock.part("evaluate"):
+            found = self._position() | self._metrics(due)
+        if self.recipe.save.best and self.log.is_best(found):
+            with self.clock.part("save"):
+                folder = self.folder / checkpoint.FOLDER
+                weights = self._weights()
+                on_main(self.accelerator, checkpoint.save_best, folder, self.step, weights, found)
+        self.log.evaluation(found)
+
+    def _metrics(self, due: set[str]) -> dict[str, Any]:
         """The metrics of the evaluators that are due, of the weights and of their averages."""
         models = {"": self.engine.full_model()}
         for name, average in self.averages.items():
@@ -277,7 +297,7 @@ class Run:
             for kind, model in models.items():
                 shown = None if kind else place
                 images = math.ceil(len(evaluator.source.images) / self.accelerator.num_processes)
-                with self.log.screen.evaluating(images) as progress:
+                with self.log.screen.evaluating(images) as progress, of_validation():
                     found = evaluate(evaluator, model, self.accelerator, precision, shown, progress)
                 metrics |= {prefix + kind + name: value for name, value in found.items()}
         return metrics
@@ -296,9 +316,7 @@ class Run:
     def _save(self) -> None:
         """Collect everything from all processes; process 0 writes it."""
         with self.clock.part("save"):
-            weights = {"model": self.engine.full_model().state_dict()}
-            for name, average in self.averages.items():
-                weights[name] = average.module.state_dict()
+            weights = self._weights()
             scaler = self.accelerator.scaler
             state = {
                 "optimizer": self.engine.optimizer_state(),
@@ -313,6 +331,11 @@ class Run:
             folder = self.folder / "checkpoints"
             save = partial(self.writer.save, folder, self.step, keep=self.recipe.save.keep)
             on_main(self.accelerator, save, weights, state, progress)
+
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        """The weights and their averages, by the names of their files."""
+        averages = {name: average.module.state_dict() for name, average in self.averages.items()}
+        return {"model": self.engine.full_model().state_dict()} | averages
 
 
 def _is_due(every: int | None, total: int, step: int) -> bool:

@@ -59,7 +59,7 @@ class Progress(_File):
     clock: dict[str, Seconds] | None = None
     best: dict[str, Any] | None = None
     meter: dict[str, Any] | list[float] | None = None
-    replaced: list[Step] = []
+    replaced: list[str] = []  # errors of images
 
 
 class _Images(_File):

@@ -14,23 +14,26 @@ from deit_tract.train.weights_source import MODEL, WeightsSource, find_weights
 
 
 def load_start_weights(
-    net: nn.Module, recipe: Recipe, source: str, classes: Sequence[str] = ()
+    net: nn.Module, recipe: Recipe, source: str, classes: Sequence[str] = (), best: bool = False
 ) -> str:
     """Load what --checkpoint names into a model of `build_model`; returns the origin in words.
 
-    source: a run's folder (its newest checkpoint), a folder with model.safetensors, a .safetensors
-    or .pth file, timm:NAME or torchvision:NAME; classes: names of those that are to be learned.
-    Raises UserError if there is nothing, if the weights are of another model, or if a run's
-    classifier is for another data set or other classes, be they as many, and no fresh one is asked
-    for.
+    source: a run's folder (its newest checkpoint, or `best`), a folder with model.safetensors, a
+    .safetensors or .pth file, timm:NAME or torchvision:NAME; classes: names of what is to be
+    learned. Raises UserError if there is nothing, if the weights are of another model, or if the
+    classifier of a run is for another data set or other classes, be they as many, and no fresh one
+    is asked for.
     """
-    found = find_weights(source)
+    found = find_weights(source, best=best)
+    if best and not found.best:
+        raise UserError("--best", f"{source} leaves no choice of it", "leave out --best")
     if not recipe.model.new_head and found.kind != "file" and found.recipe is not None:
-        _check_head(found, recipe, list(map(str, classes)))
+        _check_head(found, recipe, list(classes))
     load_weights(net, found.weights, recipe.model.new_head)
     if recipe.task == "detect":
         return source
-    return f"{source}, {'a fresh classifier' if recipe.model.new_head else 'its classifier too'}"
+    at = f"{source}, the best of step {found.step:,}" if best else source
+    return f"{at}, {'a fresh classifier' if recipe.model.new_head else 'its classifier too'}"
 
 
 def _check_head(source: WeightsSource, recipe: Recipe, classes: list[str]) -> None:

@@ -29,6 +29,7 @@ class WeightsSource:
     weights: str  # the file, or the hub's name with its prefix
     run: Path | None = None  # the run's folder, of a file too that lies in one
     step: int | None = None
+    best: bool = False  # of the best evaluation of the run, not of its newest checkpoint
     exported: Path | None = None  # the exported folder, of a file too that lies in one
 
     def __str__(self) -> str:
@@ -43,13 +44,17 @@ class WeightsSource:
         return folder / RECIPE if (folder / RECIPE).is_file() else None
 
 
-def find_weights(given: str, step: int | None = None, ema: bool = False) -> WeightsSource:
+def find_weights(
+    given: str, step: int | None = None, ema: bool = False, best: bool = False
+) -> WeightsSource:
     """Find the weights that a person names.
 
-    step, ema: which checkpoint of a run (default: the newest intact one), and which weights of it.
+    step, best: which checkpoint of a run (default: the newest intact one); ema: its averages.
     Raises UserError if there are none.
     """
     path = Path(given)
+    if best and step is not None:
+        raise UserError("--best", "chooses the step", "leave out --step")
     if given.startswith(HUBS):
         return WeightsSource(given, "hub", given)
     if path.is_file():
@@ -64,7 +69,7 @@ def find_weights(given: str, step: int | None = None, ema: bool = False) -> Weig
         kind = "export" if (path / "config.json").is_file() else "folder"
         return _of_file(given, kind, path / MODEL)
     if (path / RECIPE).is_file() or (path / checkpoint.FOLDER).is_dir():
-        return _of_run(given, "run", path, step, ema)
+        return _of_run(given, "run", path, step, ema, best)
     raise UserError(given, "holds neither a run nor weights", GIVE)
 
 
@@ -78,13 +83,16 @@ def recipe_of_run(folder: Path) -> Path:
     return path
 
 
-def _of_run(given: str, kind: str, run: Path, step: int | None, ema: bool) -> WeightsSource:
-    place = checkpoint.find(run, step)
+def _of_run(
+    given: str, kind: str, run: Path, step: int | None, ema: bool, best: bool = False
+) -> WeightsSource:
+    place = checkpoint.find(run, step, best)
     weights = place / (EMA if ema else MODEL)
     if not weights.is_file():
         instead = "leave out --ema; ema.decay of the recipe keeps them"
         raise UserError(run, "has no averaged weights", instead)
-    return WeightsSource(given, kind, str(weights), run, checkpoint.step_of(place))
+    found = checkpoint.step_of(place, checkpoint.BEST if best else checkpoint.STEP)
+    return WeightsSource(given, kind, str(weights), run, found, best)
 
 
 def _of_file(given: str, kind: str, file: Path) -> WeightsSource:

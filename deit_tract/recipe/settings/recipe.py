@@ -113,7 +113,7 @@ class Data(Section):
     )
     verify: Free[bool] = key(True, "require the official counts; false accepts a part")
     skip_unreadable: Free[CountOrZero] = key(
-        0, "replace up to N unreadable training images; one more aborts the run"
+        0, "replace up to N unreadable training images (no others); one more aborts the run"
     )
 
 
@@ -262,6 +262,7 @@ class Save(Section):
     every_steps: Count | None = key(None, "and always at the end")
     keep: Count = key(2, "newest checkpoints kept")
     background: bool = key(False, "write while training continues; copies the state in memory")
+    best: bool = key(False, "also keep the best evaluation's weights, as the validation chooses")
 
 
 class Log(Section):

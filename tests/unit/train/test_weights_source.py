@@ -3,10 +3,12 @@
 import shutil
 
 import pytest
+import torch
 
 from deit_tract.common.errors import UserError
 from deit_tract.recipe.describe import explain
 from deit_tract.recipe.resolve import load_recipe
+from deit_tract.train import checkpoint
 from deit_tract.train.weights_source import WeightsSource, find_weights, recipe_of_run
 from tests.helpers.checkpoint import save
 
@@ -54,6 +56,20 @@ def test_another_step_and_averaged_weights(run):
     found = find_weights(str(run), step=5, ema=True)
     assert found.weights == str(run / "checkpoints" / "step_00000005" / "ema.safetensors")
     assert found.step == 5
+
+
+def test_the_best_weights(run):
+    assert "has no weights of its best evaluation; leave out --best" in refused(run, best=True)
+    weights = {"model": {"w": torch.ones(2)}}
+    checkpoint.save_best(run / "checkpoints", 7, weights, {"step": 7, "top1": 50.0})
+    found = find_weights(str(run), best=True)
+    file = run / "checkpoints" / "best_00000007" / "model.safetensors"
+    assert (found.weights, found.step, found.best) == (str(file), 7, True)
+    assert find_weights(str(run)).step == 10, "the newest is never the best by itself"
+    assert "--best: chooses the step; leave out --step" in refused(run, best=True, step=5)
+    assert "has no averaged weights" in refused(run, best=True, ema=True)
+    file.write_bytes(b"cut off")
+    assert "is not intact" in refused(run, best=True)
 
 
 def test_a_checkpoint_knows_its_run(run, monkeypatch):
