@@ -38,7 +38,7 @@ from deit_tract.recipe.settings.recipe import Recipe
 LAYERS = 10_000  # more than any model has; building them takes seconds
 DRAWS = 4  # views of the made image
 TOLERANCE = 1.25  # of the estimate of memory
-PHOTO = 1024  # px: the shorter side of a detector's photo is at most this
+PHOTO = 1024  # px: larger images take seconds each
 PROPOSALS = 2000  # at most: suppressing more takes seconds
 PROPOSALS_KEYS = ("rpn_pre_nms_train", "rpn_pre_nms_test")
 
@@ -62,11 +62,11 @@ def probe(recipe: Recipe, errors: list[UserError]) -> Cost | None:
     `precision.autocast` must be resolved.
     """
     net = _build(recipe, errors)
-    cost = None
-    if net is not None:
-        cost = attempt(errors, measure, recipe, net)
-        attempt(errors, check_shared_forward, recipe, net)
-        attempt(errors, _check_optimizer, recipe, net)
+    if net is None:
+        return None
+    cost = attempt(errors, measure, recipe, net)
+    attempt(errors, check_shared_forward, recipe, net)
+    attempt(errors, _check_optimizer, recipe, net)
     if recipe.task == "classify":
         attempt(errors, _check_transforms, recipe)
     elif cost is not None:
@@ -163,7 +163,8 @@ def _training_views(recipe: Recipe) -> None:
         image = np.array(image)
         transform = fast.FastTransform(recipe, defer=False)
     views = Views([(image, None)], transform)
-    batch = stacked([views[View(0, seed)] for seed in range(DRAWS)]).data
+    draws = DRAWS if recipe.data.image_size <= PHOTO else 1
+    batch = stacked([views[View(0, seed)] for seed in range(draws)]).data
     _check_shape(transform.finish(batch.pop("image"), **batch)[0], recipe)
 
 
