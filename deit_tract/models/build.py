@@ -10,6 +10,7 @@ from deit_tract.models.checkpointing import set_checkpointing
 from deit_tract.models.detector import build_detector
 from deit_tract.models.drop_path import set_drop_path
 from deit_tract.models.names import no_such_model
+from deit_tract.models.precision import set_channels_last
 from deit_tract.models.weights import classifier_prefixes
 from deit_tract.recipe.settings.recipe import Model, Recipe
 
@@ -24,6 +25,8 @@ def build_model(recipe: Recipe) -> nn.Module:
     if recipe.model.tract is not None:
         _put_tract(net, recipe.model)
     freeze(net, recipe.model.train)
+    if recipe.precision.channels_last:
+        set_channels_last(net)
     return net
 
 

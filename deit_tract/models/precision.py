@@ -1,11 +1,12 @@
-"""Mixed precision: what `precision.autocast` means on this machine."""
+"""What a recipe's `precision` means on this machine: autocast, memory layout."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from deit_tract.common.errors import UserError
 from deit_tract.recipe.launch import Device
 from deit_tract.recipe.settings.recipe import Recipe
 
@@ -28,6 +29,25 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager:
 
 def _autocast(kind: str | None, device: torch.device) -> AbstractContextManager:
     return nullcontext() if kind is None else torch.autocast(device.type, DTYPES[kind])
+
+
+def set_channels_last(model: nn.Module) -> None:
+    """Hand the model its images with channels last in memory, in training and evaluation.
+
+    torch's convolutions then compute in that layout and pass it on. Parameters keep their own, so
+    that gradients, optimizer state, EMA and checkpoints are those of any other run; a convolution
+    copies its weight, which is small beside its maps. Raises UserError for a model without
+    convolutions over images.
+    """
+    if not any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+        what = f"{type(model).__name__} has no convolutions"
+        raise UserError("precision.channels_last", what, "set it to false")
+    model.register_forward_pre_hook(_with_channels_last)
+
+
+def _with_channels_last(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    images, *others = inputs
+    return images.contiguous(memory_format=torch.channels_last), *others
 
 
 @contextmanager

@@ -98,6 +98,7 @@ KEYS = {
     "mixed_precision": "precision.autocast",
     "compile": "precision.compile=true",
     "torchcompile": "precision.compile=true",
+    "channels_last": "precision.channels_last=true",
     "checkpoint_hist": "save.keep",
     "log_interval": "log.every_steps",
     "log_wandb": "log.trackers=[wandb]",

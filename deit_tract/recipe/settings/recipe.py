@@ -239,6 +239,9 @@ class Precision(Section):
         None, "null: float32; auto: bf16, on CUDA GPUs without it fp16"
     )
     compile: ForClassify[Free[bool]] = key(False, "torch.compile; minutes at the start")
+    channels_last: ForClassify[Free[bool]] = key(
+        False, "images and maps with channels last in memory: a GPU may be faster"
+    )
 
 
 class Ema(Section):

@@ -10,6 +10,7 @@ from deit_tract.recipe.settings.recipe import Recipe
 FREE = """
 about batch.lanes_per_forward data.dir data.resident data.skip_unreadable data.verify data.workers
 evaluate.batch_size evaluate.pictures model.checkpointing precision.compile
+precision.channels_last
 expect.cost expect.map07 expect.published expect.source expect.top1
 faults.skip_steps faults.timeout
 log.every_steps log.peak_tflops log.profile log.trackers
@@ -21,7 +22,7 @@ augment.crop_ratio augment.crop_scale augment.interpolation augment.rand_augment
 augment.random_erase augment.rotate augment.three_augment batch.lanes_per_forward data.pipeline
 data.resident evaluate.crop expect.top1 loss mix.cutmix mix.mixup mix.prob mix.switch_prob
 model.checkpointing model.class_token_std model.drop_path model.drop_path_mode model.new_head
-model.train optim.layer_decay precision.compile
+model.train optim.layer_decay precision.channels_last precision.compile
 """
 DETECT = "detect evaluate.pictures expect.map07 model.unfreeze_from"
 
