@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.text import nearest, short
-from deit_tract.recipe import aliases, listing
+from deit_tract.recipe import aliases, listing, reference
 from deit_tract.recipe.describe import explain, schema
 from deit_tract.recipe.resolve import Recipe, load_recipe
 from deit_tract.recipe.source import ROOT
@@ -80,6 +80,8 @@ def _parser(description: str, finetune: bool) -> Parser:
     add("--gpus", metavar="N", type=int, help="with --plan: what N GPUs change, 8 per node")
     add("--explain", action="store_true", help="every value of the recipe and where it comes from")
     add("--schema", action="store_true", help="the JSON schema of a recipe, for editors")
+    describe = "with --explain: what each key means and may be; with --schema: the same as Markdown"
+    add("--describe", action="store_true", help=describe)
     return arguments
 
 
@@ -110,11 +112,14 @@ def script(function: Callable[[], None], words: Mapping[str, str] = {}) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.describe and not (arguments.explain or arguments.schema):
+        instead = "add --explain, or --schema for all settings"
+        raise UserError("command line", "--describe goes with --explain or --schema", instead)
     if arguments.list is not None:
         print(listing.matching(arguments.list) if arguments.list else listing.overview())
         return
     if arguments.schema:
-        print(json.dumps(schema(), indent=1))
+        print(reference.page() if arguments.describe else json.dumps(schema(), indent=1))
         return
     if arguments.gpus is not None and not arguments.plan:
         instead = "the launcher sets how many processes train"
@@ -125,7 +130,7 @@ def _run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.set, arguments.data_dir)
     folder = arguments.output or Path("runs") / recipe.name
     if arguments.explain:
-        print(explain(recipe), end="")
+        print(explain(recipe, reference.meanings() if arguments.describe else {}), end="")
     elif arguments.plan:
         own = load_recipe(arguments.recipe)
         weights = getattr(arguments, "checkpoint", None)

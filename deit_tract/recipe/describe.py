@@ -1,6 +1,8 @@
 """A recipe shown: its values with their origins, its differences from another, its JSON schema."""
 
 import json
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from deit_tract.common.text import escaped, on_one_line
@@ -32,16 +34,27 @@ def leaves(recipe: Recipe) -> dict[KeyPath, Value]:
     return {path: Value(value, origins.get(path, "default")) for path, value in walk(recipe, ())}
 
 
-def explain(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that loads again, each line with where its value comes from."""
+def explain(recipe: Recipe, meanings: Mapping[KeyPath, str] = {}) -> str:
+    """The resolved recipe as YAML that loads again, each line with where its value comes from.
+
+    meanings: what keys mean, as comments above them.
+    """
     lines: list[str] = []
+
+    def comment(path: KeyPath) -> None:
+        margin = "  " * (len(path) - 1) + "# "
+        text = textwrap.wrap(meanings.get(path, ""), 100 - len(margin))
+        lines.extend(f"{margin}{line}" for line in text)
+
     above: KeyPath = ()  # the section of the line above
     for path, (value, origin) in leaves(recipe).items():
         section = path[:-1]
         for depth, name in enumerate(section):
             if section[: depth + 1] != above[: depth + 1]:
+                comment(section[: depth + 1])
                 lines.append("  " * depth + f"{name}:")
         above = section
+        comment(path)
         entry = "  " * len(section) + f"{path[-1]}: {_quoted(value)}"
         lines.append(f"{entry:<60}  # {on_one_line(origin)}")
     return "\n".join(lines) + "\n"

@@ -7,8 +7,10 @@ import pytest
 from deit_tract.common.errors import UserError
 from deit_tract.recipe import catalogue, source
 from deit_tract.recipe.describe import differences, explain, schema
+from deit_tract.recipe.reference import meanings, page
 from deit_tract.recipe.resolve import Recipe, load_recipe
 from deit_tract.recipe.settings.base import fields
+from tests.helpers import ROOT
 
 MINIMAL = """\
 about: a test
@@ -223,6 +225,24 @@ def test_differences_name_what_decides_the_result(write):
         write(MINIMAL), ["optim.lr=0.2", "data.workers=7", "log.every_steps=1", "model.tract=0.1"]
     )
     assert differences(old, new) == ["model.tract: null -> 0.1", "optim.lr: 0.1 -> 0.2"]
+
+
+def test_explain_can_say_what_each_key_means(write):
+    recipe = load_recipe("voc2007_frcnn_vgg16_tract")
+    text = explain(recipe, meanings())
+    lines = text.splitlines()
+    above = lines[next(n for n, line in enumerate(lines) if line.startswith("  lr: ")) - 1]
+    assert above == (
+        "  # peak learning rate, not scaled by the batch size (number from 1e-15 to 1,000,000)"
+    )
+    assert max(map(len, (line for line in lines if line.lstrip().startswith("#")))) <= 100
+    again = load_recipe(write(text, "again"))
+    assert again.model_dump() == recipe.model_dump()
+
+
+def test_the_page_of_settings_is_the_committed_one():
+    committed = (ROOT / "docs/settings.md").read_text()
+    assert committed == page() + "\n", "run: python train.py --schema --describe > docs/settings.md"
 
 
 def properties(schema: dict) -> dict[str, dict[str, str]]:
