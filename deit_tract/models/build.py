@@ -39,8 +39,10 @@ def _build_classifier(recipe: Recipe) -> nn.Module:
         raise UserError("model.name", *no_such_model(model.name))
     size = {"img_size": data.image_size} if _has_fixed_size(model.name) else {}
     shape = {"num_classes": data.classes, "in_chans": data.channels}
+    rising = model.drop_path_rule == "rising" and model.drop_path > 0
+    rates = {"drop_path_rate": model.drop_path} if rising else {}
     try:
-        net = timm.create_model(model.name, **shape, **(size | model.args))
+        net = timm.create_model(model.name, **shape, **(size | rates | model.args))
     except UserError:
         raise
     except Exception as error:  # whatever a model makes of arguments that it did not expect
@@ -51,7 +53,7 @@ def _build_classifier(recipe: Recipe) -> nn.Module:
             what = f"{model.name} has no class token"
             raise UserError("model.class_token_std", what, "set it to null")
         nn.init.trunc_normal_(net.cls_token, std=model.class_token_std)
-    set_drop_path(net, model.drop_path, model.drop_path_mode)
+    set_drop_path(net, model.drop_path, model.drop_path_mode, model.drop_path_rule)
     if model.checkpointing:
         set_checkpointing(net)
     return net

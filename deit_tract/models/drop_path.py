@@ -45,19 +45,21 @@ class SubsetBlock(Block):
         return self.drop_path2.add(x, lambda kept: self.ls2(self.mlp(self.norm2(kept))))
 
 
-def set_drop_path(model: nn.Module, rate: float, mode: str = "mask") -> None:
-    """Give every residual branch the same rate (DeiT models_v2.py; timm's own rises with depth).
+def set_drop_path(model: nn.Module, rate: float, mode: str = "mask", rule: str = "same") -> None:
+    """Give residual branches their rates.
 
-    Mode "subset" replaces the forward of timm's ViT blocks. Raises UserError if the model has no
-    such branches, or for "subset" other blocks.
+    Rule "same": one rate in every block (DeiT models_v2.py). Rule "rising": the rates that timm has
+    given them already, where the first block's is 0. Mode "subset" replaces the forward of timm's
+    ViT blocks. Raises UserError if the model has no such branches, or for "subset" other blocks.
     """
     if rate == 0.0:
         return
+    kinds = nn.Identity | TimmDropPath if rule == "same" else TimmDropPath
     places = [
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if name.startswith("drop_path") and isinstance(child, nn.Identity | TimmDropPath)
+        if name.startswith("drop_path") and isinstance(child, kinds)
     ]
     if not places:
         what = f"{type(model).__name__} has no drop path"
@@ -67,7 +69,8 @@ def set_drop_path(model: nn.Module, rate: float, mode: str = "mask") -> None:
         what = f"{type(model).__name__} has other blocks than timm's ViT ({', '.join(others)})"
         raise UserError("model.drop_path_mode", what, "set it to mask")
     for parent, name in places:
-        setattr(parent, name, DropPath(rate, mode == "subset"))
+        own = rate if rule == "same" else getattr(parent, name).drop_prob
+        setattr(parent, name, DropPath(own, mode == "subset"))
         if mode == "subset":
             parent.__class__ = SubsetBlock  # adds no state: weights and their seeds stay
 
@@ -84,8 +87,8 @@ def draw_drop_path(
     seeds = [seed] if isinstance(seed, int) else seed
     generators = [torch.Generator().manual_seed(each) for each in seeds]
     draws = [torch.rand(len(layers), batch, generator=generator) for generator in generators]
-    keep = torch.tensor(1.0 - layers[0].rate)  # all layers have the same rate and mode
-    if layers[0].subset:
+    keep = torch.tensor([1.0 - layer.rate for layer in layers]).unsqueeze(1)
+    if layers[0].subset:  # all layers have the same mode, and with this one the same rate
         count = max(int(batch * (1.0 - layers[0].rate)), 1)  # as DINOv2
         kept = [lane.argsort(1)[:, :count].sort(1).values for lane in draws]
         values = [rows + lane * batch for lane, rows in enumerate(kept)]

@@ -16,6 +16,7 @@ from typing import Any
 from deit_tract.common.errors import UserError, UserErrors
 from deit_tract.common.text import GIB, format_bytes
 from deit_tract.data.sets.load import check_class_count, load_splits
+from deit_tract.data.sets.split import shared_count
 from deit_tract.data.stream import Stream
 from deit_tract.models.precision import resolve_precision, this_device
 from deit_tract.plan.cost import Cost, estimate_memory, speed
@@ -141,7 +142,7 @@ def count_samples(data: Data, detect: FasterRcnn | None = None) -> tuple[int, in
     if facts.train is None:
         return None
     check_class_count(data, facts.classes)
-    return facts.train, facts.val
+    return shared_count(data, facts.train), facts.val
 
 
 def _times(recipe: Recipe, stream: Stream | None, errors: list[UserError]) -> dict[str, Any]:

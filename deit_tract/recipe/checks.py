@@ -87,6 +87,9 @@ def _schedule(recipe: Recipe) -> Iterator[Problem]:
         lr = getattr(schedule, key)
         if lr > recipe.optim.lr:
             yield ("schedule", key), f"{lr} is above optim.lr {recipe.optim.lr}", "lower it"
+    if schedule.warmup_prefix and schedule.name in ("constant", "multistep"):
+        what = f"{schedule.name} does not fall from the warm-up on"
+        yield ("schedule", "warmup_prefix"), what, "set it to false"
     if (schedule.name == "multistep") != bool(schedule.milestones):
         what = "multistep and milestones need each other"
         yield ("schedule", "milestones"), what, "set both, or neither"
@@ -99,6 +102,9 @@ def _model(model: Model) -> Iterator[Problem]:
     if model.train != "all" and model.tract is not None:
         what = f"TrAct trains the first layer, which model.train={model.train} freezes"
         yield ("model", "tract"), what, "set model.tract=null, or model.train=all"
+    if model.drop_path_mode == "subset" and model.drop_path_rule == "rising":
+        what = "a lane's share of samples is one for all blocks"
+        yield ("model", "drop_path_mode"), what, "set it to mask"
     for name, value in model.args.items():
         key = ("model", "args", name)
         if not name.isidentifier():

@@ -11,9 +11,10 @@ from deit_tract.schedule.durations import in_steps, total_steps
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
     """Return lr(step) for step = 0, 1, ...: linear warm-up, then schedule.name over the run.
 
-    The cosine begins at step 0, not at the end of the warm-up. With schedule.update "epoch" an
-    epoch has one rate, that of the start of the epoch before: DeiT's main.py steps timm's scheduler
-    with the epoch that has ended, so epochs 0 and 1 both run at the first rate and the others lag.
+    The fall begins at step 0, or with schedule.warmup_prefix at the end of the warm-up. With
+    schedule.update "epoch" an epoch has one rate, that of the start of the epoch before: DeiT's
+    main.py steps timm's scheduler with the epoch that has ended, so epochs 0 and 1 both run at the
+    first rate and the others lag.
     """
     schedule = recipe.schedule
     peak = recipe.optim.lr
@@ -31,10 +32,29 @@ def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float
             return peak
         if schedule.name == "multistep":
             return peak * schedule.gamma ** sum(step >= milestone for milestone in milestones)
-        cosine = 1 + math.cos(math.pi * step / total)
-        return schedule.min_lr + (peak - schedule.min_lr) * cosine / 2
+        first = warmup if schedule.warmup_prefix else 0
+        share = (step - first) / (total - first)
+        return schedule.min_lr + (peak - schedule.min_lr) * FALLS[schedule.name](share)
 
     return lr
+
+
+def _cosine(share: float) -> float:
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def _linear(share: float) -> float:
+    """Li et al. 2020, "Budgeted Training: Rethinking Deep Neural Network Training"."""
+    return 1 - share
+
+
+def _rex(share: float) -> float:
+    """Chen et al. 2022, "REX: Revisiting Budgeted Training with an Improved Schedule"."""
+    return (1 - share) / (0.5 + (1 - share) / 2)
+
+
+# What is left of the peak after a share of the run, by schedule.name
+FALLS = {"cosine": _cosine, "linear": _linear, "rex": _rex}
 
 
 def _scheduled_step(schedule: Schedule, step: int, steps_per_epoch: int) -> int:

@@ -3,7 +3,8 @@
 A checkpoint is a folder `step_00012345`, written under a temporary name, fsynced and renamed. It
 has model.safetensors (plain timm keys), ema.safetensors if there is an average, optimizer.pt
 (optimizer and gradient scaler) and progress.json (step, clock, best, checksums of the other files).
-`best_00012345` has the weights of the best evaluation, without optimizer.pt.
+`best_00012345` has the weights of the best evaluation, without optimizer.pt, and
+`milestone_00012345` those of a step in save.milestones, which are never removed.
 """
 
 import hashlib
@@ -29,8 +30,9 @@ from deit_tract.models.weights import read_tensors
 from deit_tract.train.records import digest, read_progress
 
 FOLDER = "checkpoints"  # of a run
-STEP, BEST = "step", "best"  # kinds of folders, by their prefix
-NEEDED = {STEP: {"model.safetensors", "optimizer.pt"}, BEST: {"model.safetensors"}}
+STEP, BEST, MILESTONE = "step", "best", "milestone"  # kinds of folders, by their prefix
+WEIGHTS = {"model.safetensors"}
+NEEDED = {STEP: WEIGHTS | {"optimizer.pt"}, BEST: WEIGHTS, MILESTONE: WEIGHTS}
 SPACE = "free some space and run the same command again"
 
 
@@ -63,6 +65,12 @@ def save_best(folder: Path, step: int, weights: dict[str, dict], metrics: dict) 
     final = path_of(folder, step, BEST)
     with _complete(final, f"the best one before it is intact; {SPACE}") as part:
         _write(part, weights, None, {"step": step, "best": metrics})
+
+
+def save_milestone(folder: Path, step: int, weights: dict[str, dict]) -> None:
+    """Write the weights of a step for good; a run that repeats the step writes the same."""
+    with _complete(path_of(folder, step, MILESTONE), SPACE) as part:
+        _write(part, weights, None, {"step": step})
 
 
 def _up_to(bests: list[int], step: int) -> int | None:
@@ -167,15 +175,19 @@ def steps(folder: Path, kind: str = STEP) -> list[int]:
 def find(run: Path, step: int | None = None, best: bool = False) -> Path:
     """Return a run's checkpoint of a step, of the best evaluation, or the newest one; it is intact.
 
+    A milestone counts as its step's if that has no checkpoint any more.
+
     Changes nothing in the run's folder, which may be in use. Raises UserError if there is none.
     """
     folder = run / FOLDER
     if best:
         return _find_best(run)
     if step is not None:
-        found = path_of(folder, step)
-        if not found.is_dir():
-            there = ", ".join(map(str, steps(folder))) or "none"
+        places = (path_of(folder, step, kind) for kind in (STEP, MILESTONE))
+        found = next((place for place in places if place.is_dir()), None)
+        if found is None:
+            kept = sorted({*steps(folder), *steps(folder, MILESTONE)})
+            there = ", ".join(map(str, kept)) or "none"
             raise UserError(run, f"has no checkpoint of step {step}", f"it has {there}")
         problem = verify(found)
         if problem is not None:
@@ -208,7 +220,7 @@ def newest(folder: Path, say: Callable[[str], None] = print, tidy: bool = True) 
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(folder, "is not a folder", "move it away to start from step 0")
-    for kind in (STEP, BEST) if tidy else ():
+    for kind in NEEDED if tidy else ():
         for leftover in folder.glob(f".{kind}_*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
     found = steps(folder)

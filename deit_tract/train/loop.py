@@ -149,7 +149,9 @@ class Run:
         }
         for evaluator in self.evaluators:
             every[evaluator.name] = in_steps(evaluator.settings, "every_", per_epoch)
-        return {name: partial(_is_due, steps, self.total) for name, steps in every.items()}
+        due = {name: partial(_is_due, steps, self.total) for name, steps in every.items()}
+        milestones = {round(epoch * per_epoch) for epoch in self.recipe.save.milestones}
+        return due | {"milestone": milestones.__contains__}
 
     def _averages(self) -> dict[str, ModelEmaV3]:
         """The recipe's moving averages of the weights, by the name of their file."""
@@ -253,6 +255,8 @@ class Run:
             self.meter.reset()
         if "save" in due:  # first: an evaluation may end the run, by an image that cannot be read
             self._save()
+        if "milestone" in due:
+            self._save_weights(checkpoint.save_milestone)
         self._evaluate(due)
 
     def _save_before_leaving(self) -> None:
@@ -274,11 +278,14 @@ class Run:
         with self.clock.part("evaluate"):
             found = self._position() | self._metrics(due)
         if self.recipe.save.best and self.log.is_best(found):
-            with self.clock.part("save"):
-                folder = self.folder / checkpoint.FOLDER
-                weights = self._weights()
-                on_main(self.accelerator, checkpoint.save_best, folder, self.step, weights, found)
+            self._save_weights(checkpoint.save_best, found)
         self.log.evaluation(found)
+
+    def _save_weights(self, save: Callable, *more: Any) -> None:
+        """Write the weights of this step by one of checkpoint.py's functions."""
+        with self.clock.part("save"):
+            folder = self.folder / checkpoint.FOLDER
+            on_main(self.accelerator, save, folder, self.step, self._weights(), *more)
 
     def _metrics(self, due: set[str]) -> dict[str, Any]:
         """The metrics of the evaluators that are due, of the weights and of their averages."""

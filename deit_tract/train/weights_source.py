@@ -91,7 +91,7 @@ def _of_run(
     if not weights.is_file():
         instead = "leave out --ema; ema.decay of the recipe keeps them"
         raise UserError(run, "has no averaged weights", instead)
-    found = checkpoint.step_of(place, checkpoint.BEST if best else checkpoint.STEP)
+    found = checkpoint.step_of(place, place.name.partition("_")[0])
     return WeightsSource(given, kind, str(weights), run, found, best)
 
 

@@ -144,3 +144,22 @@ def test_the_best_weights_survive_a_kill_and_a_newer_best_that_was_lost(tmp_path
     assert trained.step == 6 and same(trained.net.state_dict(), net.state_dict())
     chosen = "after step 6 (chosen as the best on its validation images)"
     assert chosen in model_card(trained, False, "local-dir:best")
+
+
+def test_milestones_stay_while_checkpoints_go_and_change_no_weights(tmp_path, monkeypatch):
+    """Epochs in save.milestones; found by their step as a checkpoint is; resuming writes them."""
+    steps = short(6, "save.every_steps=1", "save.keep=1", "data.workers=0")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    end = train(whole, *steps)[-1]
+    step = end["epoch"] / end["step"]  # in epochs
+    wanted = [*steps, f"save.milestones=[{2 * step}, {5 * step}]"]
+    train_until(4, monkeypatch, cut, *wanted)
+    assert checkpoint.steps(cut / "checkpoints", checkpoint.MILESTONE) == [2]
+    train(cut, *wanted)
+    assert checkpoint.steps(cut / "checkpoints") == [6]
+    assert checkpoint.steps(cut / "checkpoints", checkpoint.MILESTONE) == [2, 5]
+    assert same(weights(whole, 6), weights(cut, 6))
+    found = find_weights(str(cut), step=2)
+    assert found.step == 2 and not same(load_file(found.weights), weights(cut, 6))
+    with pytest.raises(UserError, match="it has 2, 5, 6"):
+        find_weights(str(cut), step=3)

@@ -20,6 +20,7 @@ from deit_tract.data.sets.imagenet import imagenet_problems, read_imagenet
 from deit_tract.data.sets.imagenet_v2 import read_imagenet_v2
 from deit_tract.data.sets.images import PARTS, Splits
 from deit_tract.data.sets.official import count_problems
+from deit_tract.data.sets.split import keep_share
 from deit_tract.data.sets.synthetic import read_synthetic
 from deit_tract.recipe.datasets import DATASETS
 from deit_tract.recipe.settings.detect import FasterRcnn
@@ -61,7 +62,7 @@ def load_splits(data: Data, detect: FasterRcnn | None = None) -> Splits:
     splits = Splits(*_read(data.name, data, PARTS, detect))
     check_same_classes(*splits)
     check_class_count(data, len(splits.train.classes))
-    return splits
+    return splits._replace(train=keep_share(splits.train, data))
 
 
 def load_validation(

@@ -1,4 +1,4 @@
-"""Validation images held out of one part, by a function of the seed and each file's name."""
+"""Parts of a set's images: held out for validation by their names, or a random share of them."""
 
 import os
 
@@ -7,7 +7,7 @@ import numpy as np
 from deit_tract.common.errors import UserError
 from deit_tract.common.seeds import derive
 from deit_tract.common.text import listed, plural
-from deit_tract.data.sets.images import Images, Splits, empty_classes
+from deit_tract.data.sets.images import Images, InMemory, Splits, empty_classes
 from deit_tract.recipe.settings.recipe import Data
 
 
@@ -57,3 +57,21 @@ def split_off(images: Images, data: Data) -> Splits:
         what = f"{share:g} leaves no training image of {listed(empty)}"
         raise UserError("data.split", what, "add images, lower it, or set data.split_seed")
     return Splits(train, val)
+
+
+def shared_count(data: Data, images: int) -> int:
+    """Return how many of a set's training images data.share keeps."""
+    return max(round(data.share * images), 1)
+
+
+def keep_share(images: Images, data: Data) -> Images:
+    """Return the training images that data.share keeps, in their order; all of them if it is 1."""
+    if data.share == 1:
+        return images
+    generator = np.random.default_rng(derive(data.split_seed, "share"))
+    kept = generator.permutation(len(images))[: shared_count(data, len(images))]
+    rows = np.sort(kept)
+    if isinstance(images, InMemory):  # stays so, for data.resident
+        pixels, labels = images.pixels[rows], images.labels[rows]
+        return InMemory(pixels, labels, images.classes, images.root, images.mode)
+    return Subset(images, rows)

@@ -66,7 +66,10 @@ class Model(Section):
         "what is trained; head: only the classifier; attn: also attention and position embedding "
         "(DeiT's --attn-only); BatchNorm's statistics always move",
     )
-    drop_path: ForClassify[Fraction] = key(0.0, "stochastic depth rate, the same in every block")
+    drop_path: ForClassify[Fraction] = key(0.0, "stochastic depth rate")
+    drop_path_rule: ForClassify[Literal["same", "rising"]] = key(
+        "same", "same: in every block; rising: from 0 in the first block, as timm has it"
+    )
     drop_path_mode: ForClassify[Literal["mask", "subset"]] = key(
         "mask", "mask: each sample drops at the rate; subset: a fixed share of a lane, not computed"
     )
@@ -100,7 +103,10 @@ class Data(Section):
         None, "share of the images held out for validation if a folder has no validation part"
     )
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = key(
-        0, "with each file's name it decides what data.split holds out"
+        0, "with each file's name it decides what data.split holds out, and what data.share keeps"
+    )
+    share: ForClassify[Annotated[float, Field(gt=0, le=1)]] = key(
+        1.0, "share of the training images used, drawn at random"
     )
     workers: Free[Annotated[int, Field(ge=0, le=256)]] = key(4, "loaders per process")
     resident: ForClassify[Free[bool]] = key(
@@ -220,8 +226,11 @@ class Optim(Section):
 
 
 class Schedule(Section):
-    name: Literal["cosine", "constant", "multistep"] = key(
-        "cosine", "the cosine spans the complete run"
+    name: Literal["cosine", "linear", "rex", "constant", "multistep"] = key(
+        "cosine", "cosine, linear and rex fall from optim.lr to min_lr"
+    )
+    warmup_prefix: bool = key(
+        False, "the fall begins after the warm-up; false: at step 0, over the complete run"
     )
     milestones: list[Epochs] = key([], "epochs after which multistep multiplies the learning rate")
     gamma: Annotated[float, Field(ge=1e-6, le=1)] = key(0.1, "multistep's factor")
@@ -231,7 +240,7 @@ class Schedule(Section):
     warmup_steps: CountOrZero | None = key(None, "linear warm-up")
     update: Literal["step", "epoch"] = key("step", "epoch: one lr each, one epoch late, as DeiT")
     warmup_lr: LearningRateOrZero = key(0.0, "learning rate at step 0 of the warm-up")
-    min_lr: LearningRateOrZero = key(0.0, "floor of the cosine")
+    min_lr: LearningRateOrZero = key(0.0, "where the fall ends")
 
 
 class Precision(Section):
@@ -266,6 +275,9 @@ class Save(Section):
     keep: Count = key(2, "newest checkpoints kept")
     background: bool = key(False, "write while training continues; copies the state in memory")
     best: bool = key(False, "also keep the best evaluation's weights, as the validation chooses")
+    milestones: Annotated[list[Epochs], Field(max_length=1000)] = key(
+        [], "epochs after which the weights are also kept for good, without optimizer"
+    )
 
 
 class Log(Section):

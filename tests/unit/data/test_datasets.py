@@ -168,3 +168,21 @@ def test_an_unreadable_image_is_named(folder, content):
         UserError, match=r"train/cat/1.png: cannot be read as an image .*; replace or remove it"
     ):
         train[1]
+
+
+def test_a_share_of_the_training_images_is_drawn_by_its_seed_and_the_rest_left_out(folder):
+    """The same images whatever else the recipe says; validation images are all there."""
+    digits = Data(name="digits", image_size=8, classes=10, channels=1, mean=[0.0], std=[1.0])
+    whole = load_splits(digits)
+    tenth = load_splits(digits.model_copy(update={"share": 0.1}))
+    again = load_splits(digits.model_copy(update={"share": 0.1, "workers": 0}))
+    other = load_splits(digits.model_copy(update={"share": 0.1, "split_seed": 1}))
+    assert len(tenth.train) == 144 and len(tenth.val) == len(whole.val)
+    assert np.array_equal(tenth.train.pixels, again.train.pixels)
+    assert not np.array_equal(tenth.train.pixels, other.train.pixels)
+    everything = {image.tobytes() for image in whole.train.pixels}
+    assert {image.tobytes() for image in tenth.train.pixels} <= everything
+    files = load_splits(data("folder", folder, share=0.5)).train
+    assert (
+        len(files) == 3 and files[0][0].size == load_splits(data("folder", folder)).train[0][0].size
+    )

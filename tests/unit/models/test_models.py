@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.layers import DropPath as TimmDropPath
 from torch import nn
 from torchvision import models as torchvision_models
 
@@ -145,3 +146,38 @@ def test_the_imagenet_resnets_are_torchvisions_to_the_bit(depth):
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(ours.eval()(image), theirs.eval()(image))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 4}),
+        ("swin_tiny_patch4_window7_224", {"depths": [1, 1, 2, 1]}),
+        ("pvt_v2_b0", {}),
+    ],
+)
+def test_rising_drop_path_has_timms_rates_and_leaves_start_values(name, arguments):
+    """timm's own modules with drop_path_rate, in order; blocks of rate 0 draw nothing."""
+    small = load_recipe("quickstart")
+    data = small.data.model_copy(update={"image_size": 224})
+
+    def built(**values):
+        settings = Model(name=name, args=arguments, **values)
+        return build_model(small.model_copy(update={"model": settings, "data": data}))
+
+    ours = built(drop_path=0.3, drop_path_rule="rising")
+    plain = built()
+    theirs = timm.create_model(name, drop_path_rate=0.3, **arguments)
+    expected = [m.drop_prob for m in theirs.modules() if isinstance(m, TimmDropPath)]
+    rates = [layer.rate for layer in ours.modules() if isinstance(layer, DropPath)]
+    assert rates == expected and max(rates) == pytest.approx(0.3) and len(set(rates)) > 2
+    assert all(map(torch.equal, ours.state_dict().values(), plain.state_dict().values()))
+
+
+def test_each_rising_layer_drops_at_its_own_rate():
+    layers = [DropPath(rate) for rate in (0.1, 0.5)]
+    draw_drop_path(layers, 20_000, 0, torch.device("cpu"))
+    for layer in layers:
+        kept = layer.scale > 0
+        assert kept.float().mean().item() == pytest.approx(1 - layer.rate, abs=0.02)
+        assert torch.allclose(layer.scale[kept], torch.tensor(1 / (1 - layer.rate)))

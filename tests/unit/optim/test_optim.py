@@ -166,6 +166,27 @@ def test_cosine_spans_the_run_and_warm_up_is_cut_out_of_it():
     assert lr(100) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("cosine", [1, (2 + math.sqrt(2)) / 4, 1 / 2, (2 - math.sqrt(2)) / 4, 0]),
+        ("linear", [1, 3 / 4, 1 / 2, 1 / 4, 0]),
+        ("rex", [1, 6 / 7, 2 / 3, 2 / 5, 0]),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_what_is_left_of_the_peak_after_each_quarter_of_the_fall(name, left, warmup):
+    """With warmup_prefix the fall begins after the warm-up, else with the run."""
+    overrides = [f"schedule.name={name}", f"schedule.warmup_steps={warmup}", "optim.lr=1"]
+    overrides += [f"schedule.steps={100 + warmup}", "schedule.min_lr=0.1"]
+    lr = learning_rate(recipe(*overrides, "schedule.warmup_prefix=true"), 20)
+    expected = [0.1 + 0.9 * share for share in left]
+    assert [lr(warmup + step) for step in (0, 25, 50, 75, 100)] == pytest.approx(expected)
+    whole = learning_rate(recipe(*overrides), 20)
+    middle = whole((100 + warmup) // 2)
+    assert middle == pytest.approx(expected[2])
+
+
 def test_durations_in_epochs_and_steps_are_the_same_schedule():
     epochs = learning_rate(recipe("schedule.epochs=5", "schedule.warmup_epochs=0.5"), 20)
     steps = learning_rate(recipe("schedule.steps=100", "schedule.warmup_steps=10"), 20)

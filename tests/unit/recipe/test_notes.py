@@ -14,15 +14,16 @@ precision.channels_last
 expect.cost expect.map07 expect.published expect.source expect.top1
 faults.skip_steps faults.timeout
 log.every_steps log.peak_tflops log.profile log.trackers
-save.background save.every_epochs save.every_steps save.keep
+save.background save.best save.every_epochs save.every_steps save.keep
 """
 CLASSIFY = """
 augment.affine augment.auto_augment augment.color_jitter augment.crop_fill augment.crop_padding
 augment.crop_ratio augment.crop_scale augment.interpolation augment.rand_augment
 augment.random_erase augment.rotate augment.three_augment batch.lanes_per_forward data.pipeline
-data.resident evaluate.crop expect.top1 loss mix.cutmix mix.mixup mix.prob mix.switch_prob
-model.checkpointing model.class_token_std model.drop_path model.drop_path_mode model.new_head
-model.train optim.layer_decay precision.channels_last precision.compile
+data.resident data.share evaluate.crop expect.top1 loss mix.cutmix mix.mixup mix.prob
+mix.switch_prob model.checkpointing model.class_token_std model.drop_path model.drop_path_mode
+model.drop_path_rule model.new_head model.train optim.layer_decay precision.channels_last
+precision.compile
 """
 DETECT = "detect evaluate.pictures expect.map07 model.unfreeze_from"
 
