@@ -14,7 +14,7 @@ precision.channels_last
 expect.cost expect.map07 expect.published expect.source expect.top1
 faults.skip_steps faults.timeout
 log.every_steps log.peak_tflops log.profile log.trackers
-save.background save.best save.every_epochs save.every_steps save.keep
+save.background save.best save.every_epochs save.every_steps save.keep save.milestones
 """
 CLASSIFY = """
 augment.affine augment.auto_augment augment.color_jitter augment.crop_fill augment.crop_padding
