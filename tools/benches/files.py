@@ -11,7 +11,6 @@ Variants run in turn, each with the machine to itself.
 import argparse
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,15 +102,14 @@ def measure(
     shape = [f"batch.size={batch}", "batch.lanes=1", "precision.autocast=bf16"]
     recipe = load_recipe(name, ["data.name=synthetic", *shape])
     images = Files(files * -(-2 * batch // len(files)))  # an epoch has two steps or more
-    with tempfile.TemporaryDirectory() as folder:
-        mine = step.ours(recipe, Path(folder))
-        deits = step.theirs(recipe, device, like_deit=True)
-        steps = {"ours": mine, "ours, ready images": mine, "D": deits}
-        starts = batches(recipe, images, workers, device)
-        samples: dict[str, list[float]] = {label: [] for label in steps}
-        for _ in range(rounds):
-            for label, run in steps.items():
-                samples[label].append(seconds(starts[label], run, first, count, device))
+    mine = step.ours(recipe)
+    deits = step.theirs(recipe, device, like_deit=True)
+    steps = {"ours": mine, "ours, ready images": mine, "D": deits}
+    starts = batches(recipe, images, workers, device)
+    samples: dict[str, list[float]] = {label: [] for label in steps}
+    for _ in range(rounds):
+        for label, run in steps.items():
+            samples[label].append(seconds(starts[label], run, first, count, device))
     result, rows = {}, []
     for label, values in samples.items():
         rate = spread([count * batch / value for value in values])

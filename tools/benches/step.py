@@ -11,10 +11,8 @@ and drop path.
 
 import argparse
 import itertools
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import timm
 import torch
@@ -119,11 +117,11 @@ def theirs(
     return step
 
 
-def ours(recipe: Recipe, folder: Path, lanes_per_forward: int = 1, ahead: bool = True) -> Step:
+def ours(recipe: Recipe, lanes_per_forward: int = 1, ahead: bool = True) -> Step:
     """Return what the training loop calls for the lanes of a step."""
     task = Classify(recipe, load_splits(recipe.data).train)
     lanes = recipe.batch.lanes
-    mine = prepare(launch(recipe, folder), recipe, task.model)
+    mine = prepare(launch(recipe), recipe, task.model)
     task.model.train()
     for layer in task.tract_layers:
         layer.ahead = ahead
@@ -158,13 +156,11 @@ def product(device: torch.device) -> tuple[Callable, float]:
     return lambda: torch.mm(a, b), 2.0 * size**3
 
 
-def variants(
-    name: str, shape: list[str], folder: Path, device: torch.device, compiled: bool
-) -> dict[str, Step]:
+def variants(name: str, shape: list[str], device: torch.device, compiled: bool) -> dict[str, Step]:
     """Return the steps to compare, ours with TrAct first."""
     recipe = synthetic(name, *shape)
     plain = synthetic(name, "model.tract=null", *shape)
-    steps = {"ours": ours(recipe, folder), "ours, no TrAct": ours(plain, folder)}
+    steps = {"ours": ours(recipe), "ours, no TrAct": ours(plain)}
     if measure.version("torch_tract"):
         steps["D + U"] = theirs(recipe, device, like_deit=True, upstream=True)
         steps["T + U"] = theirs(recipe, device, like_deit=False, upstream=True)
@@ -173,9 +169,9 @@ def variants(
     steps["T, no TrAct"] = theirs(recipe, device, like_deit=False)
     if device.type == "cuda":
         steps["D, no TrAct"] = theirs(recipe, device, like_deit=True)
-        steps["ours, Gram matrix in the backward pass"] = ours(recipe, folder, ahead=False)
+        steps["ours, Gram matrix in the backward pass"] = ours(recipe, ahead=False)
     if compiled:
-        steps["ours, compiled"] = ours(synthetic(name, "precision.compile=true", *shape), folder)
+        steps["ours, compiled"] = ours(synthetic(name, "precision.compile=true", *shape))
         steps["Tc, no TrAct"] = theirs(recipe, device, like_deit=False, compiled=True)
     return steps
 
@@ -188,13 +184,12 @@ def measure_step(case: str, rounds: int, device: torch.device, compiled: bool) -
     images = torch.randn(batch, 3, pixels, pixels, device=device)
     labels = torch.randint(1000, (batch,), device=device)
     multiply, flops = product(device)
-    with tempfile.TemporaryDirectory() as folder:
-        steps = variants(name, shape, Path(folder), device, compiled)
-        runs = {label: partial(step, images, labels) for label, step in steps.items()}
-        samples = measure.interleaved({**runs, "matrix product": multiply}, rounds, device)
-        result = measure.compare(samples)
-        for label in runs if device.type == "cuda" else ():
-            result[label]["peak_mib"] = measure.peak_bytes(runs[label], device) / measure.MIB
+    steps = variants(name, shape, device, compiled)
+    runs = {label: partial(step, images, labels) for label, step in steps.items()}
+    samples = measure.interleaved({**runs, "matrix product": multiply}, rounds, device)
+    result = measure.compare(samples)
+    for label in runs if device.type == "cuda" else ():
+        result[label]["peak_mib"] = measure.peak_bytes(runs[label], device) / measure.MIB
     peak = flops / (result["matrix product"]["ms"][1] / 1e3)
     recipe = synthetic(name, *shape)
     training = cost.measure(recipe, build_model(recipe)).training
@@ -234,14 +229,13 @@ def shared_lanes(rounds: int, device: torch.device) -> tuple[dict, Rows]:
     recipe = synthetic("vit_s_800ep_tract", f"batch.size={4 * size}", "batch.lanes=4")
     images = torch.randn(4 * size, 3, 224, 224, device=device)
     labels = torch.randint(1000, (4 * size,), device=device)
-    with tempfile.TemporaryDirectory() as folder:
-        together = ours(recipe, Path(folder), lanes_per_forward=4)
-        one_by_one = ours(recipe, Path(folder))
-        runs = {
-            "in one forward": partial(together, images, labels),
-            "one by one": partial(one_by_one, images, labels),
-        }
-        return measure_runs(case, runs, 4 * size, rounds, device)
+    together = ours(recipe, lanes_per_forward=4)
+    one_by_one = ours(recipe)
+    runs = {
+        "in one forward": partial(together, images, labels),
+        "one by one": partial(one_by_one, images, labels),
+    }
+    return measure_runs(case, runs, 4 * size, rounds, device)
 
 
 def drop_path(rounds: int, device: torch.device) -> tuple[dict, Rows]:

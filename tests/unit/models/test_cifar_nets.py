@@ -1,7 +1,7 @@
 """The 36 networks of TrAct's Table 1 against figures made with the reference's code.
 
-tests/long/test_cifar_nets.py has the logits of the larger ones; there and in tests/runs each takes
-two steps.
+tests/long/test_cifar_nets.py has the logits of the larger ones; there and in tests/runs each kind
+takes two steps.
 """
 
 import random

@@ -61,7 +61,7 @@ def test_launches_are_cut_as_cuda_cuts_them(sizes, operation, launches):
 
 
 @pytest.mark.parametrize("kind", ["D", "T", "ours", "ours, 4 lanes"])
-def test_the_steps_compared_are_steps(kind, tmp_path, monkeypatch):
+def test_the_steps_compared_are_steps(kind, monkeypatch):
     from tools.benches import step as bench_step
 
     lanes = 4 if kind == "ours, 4 lanes" else 1
@@ -82,7 +82,7 @@ def test_the_steps_compared_are_steps(kind, tmp_path, monkeypatch):
         lambda *args: seen.append(real(*args)) or seen[-1],
     )
     if kind.startswith("ours"):
-        step = bench_step.ours(recipe, tmp_path, lanes)
+        step = bench_step.ours(recipe, lanes)
     else:
         if kind == "D":
             pytest.importorskip("torch_tract")
