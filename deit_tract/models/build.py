@@ -47,7 +47,8 @@ def _build_classifier(recipe: Recipe) -> nn.Module:
         raise
     except Exception as error:  # whatever a model makes of arguments that it did not expect
         what = f"timm cannot build {model.name} ({type(error).__name__}: {error})"
-        raise UserError("model.args", what) from None
+        instead = "model.args: {} drops those of a base" if model.args else ""
+        raise UserError("model.args", what, instead) from None
     if model.class_token_std is not None:
         if getattr(net, "cls_token", None) is None:
             what = f"{model.name} has no class token"

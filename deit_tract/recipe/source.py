@@ -18,6 +18,7 @@ KeyPath = tuple[str, ...]
 FILE_BYTES, DEPTH, KEY = 2**18, 20, 100
 SECTION = "tag:yaml.org,2002:map"
 LIST = "tag:yaml.org,2002:seq"
+ARGS = ("model", "args")  # names and values that the schema does not know: {} drops those of a base
 
 
 class Value(NamedTuple):
@@ -101,6 +102,8 @@ def parse_override(text: str, errors: list[UserError]) -> Values:
     values = parse(f"x: {value}", lambda line: origin, errors)
     if any(sub[0] != "x" for sub in values):
         raise UserError(origin, "sets more than one key", "give each a --set of its own")
+    if path == ARGS and not values:
+        return {ARGS: Value({}, origin)}
     return {path + sub[1:]: value for sub, value in values.items()}
 
 
@@ -140,6 +143,8 @@ def _flatten(mapping: yaml.MappingNode, prefix: KeyPath, origin, errors) -> Valu
             values |= _flatten(node, path, origin, errors)
             if not node.value and path[0] == "options":  # an option that changes nothing
                 values[path] = Value(None, origin(line))
+            elif not node.value and path == ARGS:
+                values[path] = Value({}, origin(line))
         else:
             values[path] = Value(_plain(node, origin, errors, len(path)), origin(line))
         lines.setdefault(str(key), line)

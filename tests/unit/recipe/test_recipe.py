@@ -219,6 +219,14 @@ def test_explain_names_origins_and_loads_again(write):
     assert again.model_dump() == recipe.model_dump() and differences(recipe, again) == []
 
 
+def test_empty_arguments_drop_those_of_the_base(write):
+    text = "base: quickstart\nabout: another model\nmodel: {name: resnet18, args: {}}\n"
+    assert load_recipe(write(text)).model.args == {}
+    recipe = load_recipe("quickstart", ["model.args={}", "model.args.depth=2"])
+    assert recipe.model.args == {"depth": 2}
+    assert load_recipe(write(explain(recipe), "again")).model.args == {"depth": 2}
+
+
 def test_differences_name_what_decides_the_result(write):
     old = load_recipe(write(MINIMAL))
     new = load_recipe(
