@@ -1,6 +1,6 @@
 """Speed and memory as ratios against baselines, measured side by side in one run.
 
-    python tools/bench.py tract|data|optimizer|step|files|resident|all [--rounds N] [--json FILE]
+    python tools/bench.py BENCH|all [--rounds N] [--json FILE]
 
 Prints a Markdown table; --json also writes every sample. On a CPU: process time with one thread.
 On a GPU: CUDA events.
@@ -16,7 +16,7 @@ import torch
 
 from deit_tract.cli import Parser, script
 from deit_tract.results.arguments import add_shared, path, whole
-from tools.benches import data, files, optimizer, resident, step, tract
+from tools.benches import data, files, optimizer, resident, runtime, step, tract
 from tools.benches.measure import header
 
 BENCHES = {
@@ -25,7 +25,8 @@ BENCHES = {
     "optimizer": "LAMB's step against timm's",
     "step": "a training step against DeiT's and timm's, shared lanes, drop path",
     "files": "training from JPEGs, workers included",
-    "resident": "images held as one tensor against decoding them one by one",
+    "resident": "32 px images held as one tensor: batches, and training against a plain loop",
+    "runtime": "complete steps without TrAct, with it and with the published package",
 }
 
 
@@ -36,6 +37,7 @@ RUN = {
     "step": step.run,
     "files": files.run,
     "resident": resident.run,
+    "runtime": runtime.run,
 }
 
 
@@ -56,8 +58,8 @@ def parser() -> Parser:
         type=path("--images"),
         metavar="DIR",
     )
-    add("--compile", "step: also compiled, as always on a GPU", action="store_true")
-    images = "resident: CIFAR-10, or class folders of 32 px images"
+    add("--compile", "step, resident: also compiled, as always on a GPU", action="store_true")
+    images = "resident: CIFAR-10, or class folders of 32 px images (default: 2,048 made ones)"
     add_shared(arguments, "--data-dir", help=images)
     add("--data", "resident: what is there", default="cifar10", choices=("cifar10", "folder"))
     add_shared(arguments, "--json")
@@ -66,11 +68,7 @@ def parser() -> Parser:
 
 def main() -> None:
     arguments = parser().parse_args()
-    names = [arguments.bench]
-    if arguments.bench == "all":
-        names = [name for name in BENCHES if name != "resident" or arguments.data_dir]
-    if "resident" in names and not arguments.data_dir:
-        parser().error("resident needs --data-dir DIR")
+    names = [*BENCHES] if arguments.bench == "all" else [arguments.bench]
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -17,6 +17,7 @@ from functools import partial
 import timm
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from timm.data import Mixup
 from timm.layers import DropPath as TimmDropPath
 from timm.optim import param_groups_weight_decay
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from deit_tract.common.text import table
 from deit_tract.data.sets.load import load_splits
+from deit_tract.engine.engine import Engine
 from deit_tract.engine.launch import launch, prepare
 from deit_tract.models.build import build_model
 from deit_tract.models.drop_path import DropPath, draw_drop_path
@@ -117,11 +119,23 @@ def theirs(
     return step
 
 
-def ours(recipe: Recipe, lanes_per_forward: int = 1, ahead: bool = True) -> Step:
-    """Return what the training loop calls for the lanes of a step."""
+def start_engine(recipe: Recipe, model: nn.Module) -> Engine:
+    """Return the engine of a run, whose precision need not be that of an earlier run."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return prepare(launch(recipe), recipe, model)
+
+
+def ours(
+    recipe: Recipe,
+    lanes_per_forward: int = 1,
+    ahead: bool = True,
+    change: Callable[[nn.Module], object] = lambda model: None,
+) -> Step:
+    """Return what the training loop calls for the lanes of a step, after `change` to the model."""
     task = Classify(recipe, load_splits(recipe.data).train)
     lanes = recipe.batch.lanes
-    mine = prepare(launch(recipe), recipe, task.model)
+    change(task.model)
+    mine = start_engine(recipe, task.model)
     task.model.train()
     for layer in task.tract_layers:
         layer.ahead = ahead

@@ -40,6 +40,16 @@ def test_every_bench_is_in_the_table():
         assert any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body)
 
 
+def test_the_published_times_stand_beside_their_recipes():
+    from tools.benches.runtime import CASES, published_ratios
+
+    ratios = published_ratios()
+    assert ratios["cifar10_vit_100ep_tract"].startswith("1.0972x: CIFAR-10 ViT")  # +9.7 %
+    for cases in CASES.values():
+        assert ratios.keys() <= cases.keys()
+        assert all(load_recipe(name).model.tract for name in cases)
+
+
 @pytest.mark.parametrize(
     ("sizes", "operation", "launches"),
     [
