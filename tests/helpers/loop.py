@@ -17,7 +17,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def wait_for_step(folder, process, step: int, timeout: float = 120) -> None:
+def wait_for_step(folder, process, step: int, timeout: float = 300) -> None:
     deadline = time.time() + timeout
     while not any(record.get("step", 0) >= step for record in log.read_metrics(folder)):
         assert time.time() < deadline and process.poll() is None, finish(process, 1)
