@@ -13,6 +13,7 @@ from deit_tract.models import detector
 from deit_tract.models.cifar.blocks import Residual
 from deit_tract.models.drop_path import DropPath, draw_drop_path
 from deit_tract.models.precision import autocast
+from deit_tract.models.token_drop import TokenDrop, draw_tokens
 from deit_tract.plan.gpus import Gpu
 from deit_tract.recipe.optimizers import OPTIMIZERS
 from deit_tract.recipe.settings.recipe import Recipe
@@ -105,6 +106,8 @@ def _trace(recipe: Recipe, net: nn.Module) -> tuple[dict[str, int], int]:
         images = torch.empty(lane, data.channels, *image_shape(recipe), device="cpu")
         drop_paths = [module for module in net.modules() if isinstance(module, DropPath)]
         draw_drop_path(drop_paths, lane, 0, images.device)
+        token_drops = [module for module in net.modules() if isinstance(module, TokenDrop)]
+        draw_tokens(token_drops, lane, 0, images.device)
         attention = {_FUSED_ATTENTION: _attention_flops}
         counter = FlopCounterMode(display=False, custom_mapping=attention)
         saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)

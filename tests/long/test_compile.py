@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 
+from deit_tract.models import elastic
+from deit_tract.models.token_drop import TokenDrop, draw_tokens, set_tokens
 from deit_tract.train import log
+from tests.helpers.elastic import small
 from tests.helpers.processes import run, sets
 from tests.helpers.runs import losses, short, train
 from tests.helpers.step import apart, weights
@@ -49,3 +53,43 @@ def test_a_compiled_run_is_the_same_up_to_rounding_and_its_checkpoint_plain(tmp_
 )
 def test_compile(name):
     assert_compiled_is_equal(name, "inductor")
+
+
+ONE_BLOCK = {
+    "ViT": {"depth": 1},
+    "Swin": {"depths": (1,), "num_heads": (3,)},
+    "PVTv2": {"embed_dims": (24,), "depths": (1,), "num_heads": (3,), "sr_ratios": (2,)},
+}
+
+
+@pytest.mark.parametrize("kind", ONE_BLOCK)
+def test_a_stage_of_an_elastic_model_is_compiled_once(kind):
+    """Not again for other dropped tokens, nor after an evaluation; equal to eager."""
+    net = small(kind, **ONE_BLOCK[kind])
+    elastic.prepare(net)
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    elastic.set_rates(net, 1 / 3, 1 / 4)
+    elastic.put_to_sleep(net)
+    images = torch.randn(2, 3, 32, 32)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    torch.compiler.reset()
+    compiled = torch.compile(net, backend=backend, dynamic=False, fullgraph=True)
+    stages = ((1 / 3, 1 / 4, 6), (2 / 3, 1 / 2, 10), (1.0, 1.0, 16))
+    for stage, (heads, hidden, tokens) in enumerate(stages):
+        elastic.wake(net, heads, hidden, start)
+        if kind == "ViT":
+            set_tokens(net, tokens)
+        layers = [layer for layer in net.modules() if isinstance(layer, TokenDrop)]
+        for step in range(2):
+            draw_tokens(layers, 2, step, images.device)
+            out = compiled(images)
+            assert torch.equal(out, net(images))
+            out.sum().backward()
+            with elastic.full_rates(net), torch.compiler.set_stance("force_eager"):
+                compiled(images)
+        assert len(graphs) == stage + 1
