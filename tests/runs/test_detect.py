@@ -190,7 +190,8 @@ def test_the_comparison_is_of_map_seed_by_seed(tmp_path):
         results(tmp_path / f"{arm}{seed}", seed, arm, value)
         for (arm, seed), value in values.items()
     ]
-    code, out, _ = tool("compare.py", *folders, "--plot", tmp_path / "plot.png")
+    words = ("--plot", tmp_path / "plot.png", "--published", "voc07_faster_rcnn")
+    code, out, _ = tool("compare.py", *folders, *words)
     assert code == 0 and "| map07 |" in out and "Final mAP07 (%) of finished runs" in out
     assert "final mAP07 in points:\n- paired difference +1.00 (sd 0.71" in out
     assert "map07 65.9, map07_sd 0.5 (TrAct, Table 5)" in out

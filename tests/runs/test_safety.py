@@ -7,6 +7,7 @@ import pytest
 
 from deit_tract.common.errors import UserError
 from deit_tract.train import checkpoint
+from deit_tract.train.records import digest
 from tests.helpers.runs import short, train
 from tests.helpers.safety import FORMS, malicious
 
@@ -18,12 +19,11 @@ def test_a_malicious_optimizer_state_is_refused_in_one_line(tmp_path, form):
     train(folder, *short(1))
     path = folder / "checkpoints" / "step_00000001"
     malicious(path / "optimizer.pt", tmp_path / "executed", form)
-    data, progress = (
-        (path / "optimizer.pt").read_bytes(),
-        json.loads((path / "progress.json").read_text()),
-    )
+    data = (path / "optimizer.pt").read_bytes()
+    progress = json.loads((path / "progress.json").read_text())
+    del progress["sha256"]
     progress["files"]["optimizer.pt"] = [len(data), hashlib.sha256(data).hexdigest()]
-    (path / "progress.json").write_text(json.dumps(progress))
+    (path / "progress.json").write_text(json.dumps(progress | {"sha256": digest(progress)}))
     assert checkpoint.verify(path) is None
     with pytest.raises(UserError) as error:
         train(folder, *short(1))
