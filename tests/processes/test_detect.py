@@ -36,7 +36,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
         code, out, err = run(
             "--recipe", RECIPE, "--output", str(folder), *sets(overrides), processes=processes
         )
-        assert code == 0 and f"on {processes} process(es)" in out, err
+        assert code == 0 and f"machine: {processes} process" in out, err
     one, two = (log.read_metrics(tmp_path / str(processes)) for processes in (1, 2))
     assert losses(one) == losses(two)
     assert {name: one[-1][name] for name in ("map07", "map_area", "detections", "ap07")} == {
