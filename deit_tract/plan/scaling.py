@@ -45,10 +45,11 @@ def _launch(plan: Plan, gpus: int) -> Lines:
         idle = 1 - batch.lanes / (most * gpus)
         each = f"{least} or {most} of them per step: {idle:.0%} of the GPUs' time is spent waiting"
     nodes = plural(math.ceil(gpus / NODE), "node")
+    parts = f"{plural(batch.lanes, 'lane')} of {batch.lane_size}"
     gradients, gram = step_bytes(plan)
     lines = [
         ("processes", f"{gpus:,} on {nodes}, at most {batch.lanes}: each needs a lane"),
-        ("batch", f"{batch.size:,} images in {batch.lanes} lanes of {batch.lane_size}: {each}"),
+        ("batch", f"{batch.size:,} images in {parts}: {each}"),
         ("run", f"{'unknown number of' if steps is None else f'{steps:,}'} steps"),
         ("gradients", f"{_size(gradients)} in float32, summed over the processes once per step"),
     ]

@@ -88,7 +88,7 @@ def _run(plan: Plan) -> Lines:
     if stream is None:
         return [("run", f"{steps or 'unknown number of'} steps of {size:,} images")]
     drawn = stream.steps_per_epoch * size
-    epoch = f"{stream.steps_per_epoch:,} steps of {size:,} = {drawn:,} images"
+    epoch = f"{plural(stream.steps_per_epoch, 'step')} of {size:,} = {drawn:,} images"
     if stream.repeats > 1:
         different = min(stream.samples, math.ceil(drawn / stream.repeats))
         epoch += f", {stream.repeats} views each of {different:,}"
@@ -114,7 +114,7 @@ def _rates(plan: Plan) -> Lines:
 
 def _batch(plan: Plan) -> Lines:
     batch = plan.recipe.batch
-    parts = f"{batch.lanes} lanes of {batch.lane_size}"
+    parts = f"{plural(batch.lanes, 'lane')} of {batch.lane_size}"
     texts = [f"{batch.size:,} images in {parts}, summed before each step"]
     for processes, lanes in plan.shares.items():
         each = plural(lanes[0], "lane")
