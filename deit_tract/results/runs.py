@@ -14,7 +14,7 @@ from deit_tract.recipe.settings.recipe import HEADLINES
 from deit_tract.results.experiments import changed_keys
 from deit_tract.results.statistics import last, paired
 from deit_tract.train.folder import is_locked
-from deit_tract.train.records import METRICS, Summary, read_metrics, read_summary
+from deit_tract.train.records import Summary, check_ending, read_metrics, read_summary
 from deit_tract.train.weights_source import recipe_of_run
 
 Points = list[tuple[float, float]]  # (epoch, value), epochs rising
@@ -101,11 +101,10 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
         recipe = load_recipe(str(recipe_of_run(folder)))
         summary = read_summary(path) or Summary(exit="running or killed")
         metrics = read_metrics(path)
+        check_ending(path, summary, metrics)
         summary = summary.model_copy(update={"exit": ending(path, summary, metrics)})
         changed = changed_keys(path / "recipe.yaml", recipe)
-        run = RunRecord(str(path.relative_to(above)), recipe, metrics, summary, changed)
-        _check_ending(run, path)
-        runs.append(run)
+        runs.append(RunRecord(str(path.relative_to(above)), recipe, metrics, summary, changed))
     return runs
 
 
@@ -122,23 +121,6 @@ def ending(folder: Path, summary: Summary, metrics: list[dict]) -> str:
     if locked is False and (told == "running or killed" or beyond):
         return "killed"
     return told
-
-
-def _check_ending(run: RunRecord, folder: Path) -> None:
-    """Raise UserError if the metrics of a finished run end before it, or with another result."""
-    summary = run.summary
-    if summary.exit != "finished":
-        return
-    end = run.metrics[-1]["step"] if run.metrics else 0
-    score = last(run.score)
-    told = summary.final and summary.final.get(run.recipe.headline)
-    if summary.steps is not None and end < summary.steps:
-        what = f"ends at step {end:,} of {summary.steps:,}, which the run has finished"
-    elif told is not None and told != score:
-        what = "its last evaluation is not the one in summary.json"
-    else:
-        return
-    raise UserError(folder / METRICS, what, "take a copy that is complete")
 
 
 def differing(one: Recipe, other: Recipe) -> set[str]:

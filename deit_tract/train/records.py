@@ -16,9 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deit_tract.common.errors import UserError
 from deit_tract.common.text import brief, plural, short
+from deit_tract.recipe.settings.recipe import HEADLINES
 
 METRICS = "metrics.jsonl"
 FINGERPRINT = "fingerprint.json"
+COMPLETE = "take a copy that is complete"
 AGAIN = "run the training command again, which writes it, or remove it"
 PERCENT = re.compile("(.*_)?(top1|top5|map07|map_area)")
 Seconds = Annotated[float, Field(ge=0)]
@@ -162,6 +164,28 @@ def read_metrics(folder: Path, leave_out: Callable[[str], None] | None = None) -
         where, what, _ = errors[0].args
         leave_out(f"{where}: {what}; {plural(len(errors), 'broken line')} left out")
     return records
+
+
+def check_ending(folder: Path, summary: Summary, metrics: list[dict]) -> None:
+    """Raise UserError if the metrics of a finished run end before it, or with another result."""
+    if summary.exit != "finished":
+        return
+    path = folder / METRICS
+    end = metrics[-1]["step"] if metrics else 0
+    if summary.steps is not None and end < summary.steps:
+        what = f"ends at step {end:,} of {summary.steps:,}, which the run has finished"
+        raise UserError(path, what, COMPLETE)
+    for key in {headline.metric for headline in HEADLINES.values()} & set(summary.final or {}):
+        told = next((record[key] for record in reversed(metrics) if key in record), None)
+        if summary.final[key] != told:
+            raise UserError(path, "its last evaluation is not the one in summary.json", COMPLETE)
+
+
+def check_finished(folder: Path) -> None:
+    """Raise UserError if a finished run's metrics.jsonl is broken or not complete."""
+    summary = read_summary(folder)
+    if summary is not None and summary.exit == "finished":
+        check_ending(folder, summary, read_metrics(folder))
 
 
 def _record(line: bytes, path: Path, number: int, before: list[dict]) -> dict:

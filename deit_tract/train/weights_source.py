@@ -8,6 +8,7 @@ import timm
 from deit_tract.common.errors import UserError
 from deit_tract.recipe.source import read_text
 from deit_tract.train import checkpoint
+from deit_tract.train.records import COMPLETE, check_finished
 
 HUBS = ("timm:", "torchvision:")
 MODEL, EMA = "model.safetensors", "ema.safetensors"
@@ -50,7 +51,7 @@ def find_weights(
     """Find the weights that a person names.
 
     step, best: which checkpoint of a run (default: the newest intact one); ema: its averages.
-    Raises UserError if there are none.
+    Raises UserError if there are none, or if a finished run's folder is not complete.
     """
     path = Path(given)
     if best and step is not None:
@@ -69,6 +70,7 @@ def find_weights(
         kind = "export" if (path / "config.json").is_file() else "folder"
         return _of_file(given, kind, path / MODEL)
     if (path / RECIPE).is_file() or (path / checkpoint.FOLDER).is_dir():
+        check_finished(path)
         return _of_run(given, "run", path, step, ema, best)
     raise UserError(given, "holds neither a run nor weights", GIVE)
 
@@ -79,7 +81,7 @@ def recipe_of_run(folder: Path) -> Path:
     if not path.is_file():
         raise UserError(folder, "holds no run", "give a folder that train.py wrote")
     if not read_text(path).endswith("\n"):
-        raise UserError(path, "is cut off", "take a copy that is complete")
+        raise UserError(path, "is cut off", COMPLETE)
     return path
 
 

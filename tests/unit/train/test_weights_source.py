@@ -1,5 +1,6 @@
 """What RUN|FILE|timm:NAME|torchvision:NAME means: each kind, and each mistake."""
 
+import json
 import shutil
 
 import pytest
@@ -70,6 +71,24 @@ def test_the_best_weights(run):
     assert "has no averaged weights" in refused(run, best=True, ema=True)
     file.write_bytes(b"cut off")
     assert "is not intact" in refused(run, best=True)
+
+
+def test_a_finished_run_is_complete(run):
+    summary = {"exit": "finished", "steps": 10, "final": {"top1": 50.0}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    last = {"step": 10, "epoch": 1.0, "top1": 50.0}
+    line = json.dumps(last) + "\n"
+    metrics = run / "metrics.jsonl"
+    for text, what in (
+        ("", "ends at step 0 of 10, which the run has finished"),
+        (line.replace("50", "51"), "its last evaluation is not the one in summary.json"),
+        ("\0" + line, "1: is not JSON"),
+    ):
+        metrics.write_text(text)
+        assert what in refused(run)
+        assert find_weights(str(run / "checkpoints" / "step_00000010")).step == 10
+    metrics.write_text(line)
+    assert find_weights(str(run)).step == 10
 
 
 def test_a_checkpoint_knows_its_run(run, monkeypatch):
