@@ -9,7 +9,9 @@ counting references writes to it, so that every loader worker ends up with a cop
 """
 
 import os
+from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from deit_tract.common.text import listed, plural
 from deit_tract.recipe.settings.recipe import Data
 
 PARTS = ("train", "val")
+MOST_OTHERS = 10_000  # files of a class that are looked at before its first image
 
 
 class Splits(NamedTuple):
@@ -130,16 +133,41 @@ class Folders(Files):
     def __init__(self, root: Path, mode: str):
         try:
             classes, class_to_idx = find_classes(str(root))
+            _refuse_empty(root, [name for name in classes if not _holds_image(root / name)])
             samples = make_dataset(str(root), class_to_idx, IMG_EXTENSIONS, allow_empty=True)
         except OSError as error:  # no class folders at all, or not permitted
             raise UserError(root, f"cannot be read as class folders ({error})") from None
         start = len(os.path.join(root, ""))
         labels = np.array([label for _, label in samples], np.int32)
         super().__init__(root, (path[start:] for path, _ in samples), labels, classes, mode)
-        empty = empty_classes(self)
-        if empty:
-            what = f"{plural(len(empty), 'class folder')} without an image: {listed(empty)}"
-            raise UserError(root, what, f"remove or fill; read are {' '.join(IMG_EXTENSIONS)}")
+        _refuse_empty(root, empty_classes(self))
+
+
+def _refuse_empty(root: Path, classes: list[str]) -> None:
+    if classes:
+        what = f"{plural(len(classes), 'class folder')} without an image: {listed(classes)}"
+        raise UserError(root, what, f"remove or fill; read are {' '.join(IMG_EXTENSIONS)}")
+
+
+def _holds_image(folder: Path) -> bool:
+    """Whether an image lies in a folder or below, its own files first.
+
+    Raises UserError after many files without one: this is no data set but half a disk.
+    """
+    looked = 0
+    folders = deque([folder])
+    while folders:
+        with suppress(OSError), os.scandir(folders.popleft()) as entries:
+            for entry in entries:
+                looked += 1
+                if entry.name.lower().endswith(IMG_EXTENSIONS):
+                    return True
+                if looked == MOST_OTHERS:
+                    what = f"no image among the first {looked:,} files"
+                    raise UserError(folder, what, "give a folder with DIR/CLASS/IMAGE")
+                if entry.is_dir():
+                    folders.append(entry)
+    return False
 
 
 class ListedFiles(Files):

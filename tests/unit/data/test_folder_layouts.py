@@ -39,6 +39,16 @@ def parts(tmp_path) -> Path:
     return tmp_path / "dir"
 
 
+def test_half_a_disk_is_refused_after_a_look(tmp_path, monkeypatch):
+    monkeypatch.setattr("deit_tract.data.sets.images.MOST_OTHERS", 20)
+    monkeypatch.setattr("deit_tract.data.sets.images.make_dataset", None)  # walks all of it
+    write(tmp_path / "a/image.png", 1)
+    for number in range(20):
+        (tmp_path / f"b/{number}/deeper").mkdir(parents=True)
+    with pytest.raises(UserError, match="b: no image among the first 20 files; give a folder"):
+        load_splits(data(tmp_path, split=0.5))
+
+
 def tiny_imagenet(parts: Path) -> Path:
     root = parts.parent / "tiny"
     lines = []
