@@ -65,7 +65,7 @@ def _validate(values: Values, entry: catalogue.Entry, errors: list[UserError]) -
     try:
         recipe = Recipe.model_validate(_nest(values))
     except ValidationError as error:
-        found = error.errors()
+        found = _by_value(error.errors())
         errors += [_explain_error(one, origins, where) for one in found[:SHOWN]]
         raise UserErrors(errors + _others(found, where)) from None
     problems = list(check_recipe(recipe))
@@ -95,6 +95,30 @@ def _nest(values: Values) -> dict:
             section = section.setdefault(key, {})
         section[path[-1]] = value.value
     return tree
+
+
+def _by_value(errors: list[dict]) -> list[dict]:
+    """Join the errors of a value that may be of several types.
+
+    pydantic has one for each of the types, whose name it puts behind the key.
+    """
+    keys = {key for key, _ in fields(Recipe)}
+    groups: dict[tuple, list[dict]] = {}
+    for error in errors:
+        place = error["loc"]
+        names = [at for at, name in enumerate(place) if isinstance(name, str)]
+        at = next((at for at in names if place[:at] in keys), len(place))
+        groups.setdefault(place[:at], []).append(error | {"loc": place[:at] + place[at + 1 :]})
+    return [error for key, group in groups.items() for error in _joined(key, group)]
+
+
+def _joined(key: tuple, errors: list[dict]) -> list[dict]:
+    """Say all that a key may be; of a list only which items are wrong."""
+    items = [error for error in errors if error["loc"] != key]
+    if items:
+        return items
+    others = [error["msg"].removeprefix("Input should be ") for error in errors[1:]]
+    return [errors[0] | {"msg": " or ".join([errors[0]["msg"], *others])}]
 
 
 def _explain_error(error: dict, origins: dict[KeyPath, str], where: str) -> UserError:

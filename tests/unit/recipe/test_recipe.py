@@ -117,6 +117,8 @@ def test_all_mistakes_of_a_file_at_once_each_with_line_and_hint(write):
         ("augment.affine.scale=[2, 1]", "must be [smallest, largest], not [2, 1]"),
         ("optim.betas=[1.5, 0.9]", "'optim.betas.0' must be less than 1, not 1.5"),
         ("optim.lr=1e999", "'optim.lr' must be a finite number, not Infinity"),
+        ("loss.class_weights=x", "'loss.class_weights' must be 'inverse' or a valid list"),
+        ("loss.class_weights=[1, -1]", "'loss.class_weights.1' must be greater than or equal to"),
         ("augment.flip=1.5", "'augment.flip' must be less than or equal to 1, not 1.5"),
         ("batch.size=9", "9 images do not divide into 2 lanes; try 8 or 10"),
         ("data.mean=[0.5]", "1 values for 3 channels; give one value per channel"),
