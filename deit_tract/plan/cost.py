@@ -1,5 +1,6 @@
 """What a model costs, from shapes: FLOPs and bytes are counted, memory and speed are estimated."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -144,9 +145,16 @@ def _on_cpu(value: torch.Tensor) -> torch.Tensor:
 
 
 def image_shape(recipe: Recipe) -> tuple[int, int]:
-    """Height and width that are counted; for detection most VOC photos, 375 x 500, resized."""
+    """Height and width that are counted.
+
+    For detection those of most VOC photos, 375 x 500, resized and padded.
+    """
     side = recipe.data.image_size
-    return (side, min(side * 4 // 3, recipe.detect.max_size) if recipe.detect else side)
+    if not recipe.detect:
+        return side, side
+    sides = side, min(side * 4 // 3, recipe.detect.max_size)
+    multiple = recipe.detect.size_divisible
+    return tuple(math.ceil(side / multiple) * multiple for side in sides)
 
 
 def _attention_flops(query, key, value, *_, **__) -> int:

@@ -34,7 +34,7 @@ from deit_tract.recipe.launch import (
     read_launch,
 )
 from deit_tract.recipe.settings.detect import FasterRcnn
-from deit_tract.recipe.settings.recipe import Data, Recipe
+from deit_tract.recipe.settings.recipe import Data, Recipe, Save
 from deit_tract.schedule.durations import in_steps, total_steps
 from deit_tract.schedule.learning_rate import learning_rate
 
@@ -98,7 +98,8 @@ def make_plan(recipe: Recipe, folder: Path, gpus: int | None = None) -> Plan:
     times = _times(recipe, stream, errors)
     memory = {} if cost is None else estimate_memory(recipe, cost)
     checkpoint = sum(memory.get(part, 0) for part in ("weights", "optimizer", "EMA"))
-    attempt(errors, _check_folder, folder, resolved.save.keep, checkpoint)
+    bests = most_bests(resolved.save, times) * (checkpoint - memory.get("optimizer", 0))
+    attempt(errors, _check_folder, folder, resolved.save.keep, checkpoint, bests)
     if recipe.expect.published is not None:
         attempt(errors, published.find, recipe.expect.published)
     if errors:
@@ -189,8 +190,19 @@ def _other_run(folder: Path, recipe: Recipe) -> list[str]:
     return []
 
 
-def _check_folder(folder: Path, keep: int, checkpoint: int) -> None:
-    """Raise UserError if the run could not write in its folder, or lacks disk space."""
+def most_bests(save: Save, times: dict[str, Any]) -> int:
+    """How many best evaluations' weights may lie on disk: per kept checkpoint, and since it."""
+    if not save.best:
+        return 0
+    evaluations, saves = times["evaluations"] or 1, times["saves"] or 1
+    return min(evaluations, save.keep + math.ceil(evaluations / saves))
+
+
+def _check_folder(folder: Path, keep: int, checkpoint: int, bests: int) -> None:
+    """Raise UserError if the run could not write in its folder, or lacks disk space.
+
+    checkpoint: bytes of one; bests: of the weights of the best evaluations.
+    """
     parents = (folder.absolute(), *folder.absolute().parents)
     nearest = next(path for path in parents if path.exists())
     reason = None
@@ -201,10 +213,12 @@ def _check_folder(folder: Path, keep: int, checkpoint: int) -> None:
     if reason is not None:
         raise UserError(folder, f"cannot be written ({reason})", "choose another --output")
     there = sum(file.stat().st_size for file in folder.glob("checkpoints/*/*"))
-    need = (keep + 1) * checkpoint - there
+    need = (keep + 1) * checkpoint + bests - there
     free = shutil.disk_usage(nearest).free
     if need > free:
-        what = f"{format_bytes(free)} are free, {keep} + 1 checkpoints need {format_bytes(need)}"
+        also = " and the best weights" if bests else ""
+        kept = f"{keep} + 1 checkpoints{also}"
+        what = f"{format_bytes(free)} are free, {kept} need {format_bytes(need)}"
         raise UserError(folder, what, "free some space, lower save.keep or choose another --output")
 
 

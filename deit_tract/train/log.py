@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from deit_tract.common.files import disk_errors, write_atomic
 from deit_tract.recipe import published
-from deit_tract.recipe.settings.recipe import Recipe
+from deit_tract.recipe.settings.recipe import HEADLINES, Recipe
 from deit_tract.train.clock import Clock
 from deit_tract.train.records import read_metrics
 from deit_tract.train.screen import Screen
@@ -32,7 +32,7 @@ class RunLog:
         Raises UserError if nothing is published under the recipe's key.
         """
         self.folder = folder
-        self.headline = recipe.headline
+        self.headline = HEADLINES[recipe.task]
         self.total = total
         self.best = best
         key = recipe.expect.published
@@ -58,7 +58,7 @@ class RunLog:
             copy = shutil.copy(self._metrics, f"{self._metrics}.broken")
             self.screen.say(f"{broken[0]}; {copy} is a copy of the file")
         write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
-        evaluations = [record for record in kept if self.headline in record]
+        evaluations = [record for record in kept if self.headline.metric in record]
         self.final = evaluations[-1] if evaluations else None
         self._evaluated = any(record["step"] == start and "lr" not in record for record in kept)
         for record in evaluations:  # that of the checkpoint's step came after the checkpoint
@@ -70,9 +70,10 @@ class RunLog:
 
     def is_best(self, values: dict) -> bool:
         """Whether an evaluation is better than all before."""
-        if self.headline not in values:  # of another evaluator, which may be due more often
+        metric = self.headline.metric
+        if metric not in values:  # of another evaluator, which may be due more often
             return False
-        return self.best is None or values[self.headline] > self.best[self.headline]
+        return self.best is None or self.headline.is_better(values[metric], self.best[metric])
 
     def record(self, values: dict) -> None:
         """Write one line of metrics.jsonl, and its numbers to the trackers."""
@@ -108,7 +109,7 @@ class RunLog:
         near = self._near(values)
         if near is not None:
             values = values | {"published_top1": near[1]}
-        if self.headline in values:
+        if self.headline.metric in values:
             self.final = values
         if self.is_best(values):
             self.best = values

@@ -42,10 +42,14 @@ from deit_tract.recipe.settings.detect import FasterRcnn
 
 
 class Headline(NamedTuple):
-    """The metric, in percent, that decides which evaluation is the best."""
+    """The metric that decides which evaluation is the best."""
 
     metric: str  # its name in metrics.jsonl and under `expect`
     title: str  # in sentences and tables
+    higher: bool = True  # is better; a loss's lower one is
+
+    def is_better(self, value: float, other: float) -> bool:
+        return value > other if self.higher else value < other
 
 
 HEADLINES = {"classify": Headline("top1", "top-1"), "detect": Headline("map07", "mAP07")}  # by task

@@ -10,14 +10,15 @@ from deit_tract.data.sets.load import load_splits
 from deit_tract.models.build import build_model
 from deit_tract.models.drop_path import DropPath, draw_drop_path
 from deit_tract.optim.build import build_optimizer
-from deit_tract.plan import cost
+from deit_tract.plan import cost, plan
 from deit_tract.plan.gpus import GPUS
 from deit_tract.plan.plan import count_samples, hours, make_plan
 from deit_tract.plan.text import show_plan
 from deit_tract.recipe.resolve import Recipe, load_recipe
-from deit_tract.recipe.settings.recipe import Ema, Model
+from deit_tract.recipe.settings.recipe import Ema, Model, Save
 from deit_tract.schedule.learning_rate import learning_rate
 from tests.helpers.cli import call
+from tests.helpers.detect import RECIPE
 from tests.helpers.plan import mistakes
 from tests.helpers.runs import short
 
@@ -190,6 +191,25 @@ def test_every_mistake_at_once(tmp_path):
         f"{tmp_path}/file/run: cannot be written ({tmp_path}/file is not a folder); "
         "choose another --output",
     ]
+
+
+def test_the_disk_must_hold_the_best_weights_too(tmp_path, monkeypatch):
+    times = {"evaluations": 10, "saves": 5}
+    assert plan.most_bests(Save(keep=3), times) == 0
+    assert plan.most_bests(Save(keep=3, best=True), times) == 3 + 2
+    assert plan.most_bests(Save(keep=30, best=True), times) == 10
+    seen = []
+    monkeypatch.setattr(plan, "_check_folder", lambda *arguments: seen.append(arguments))
+    settings = short(100, "evaluate.every_steps=10", "save.every_steps=20", "save.best=true")
+    made = make_plan(load_recipe("quickstart", settings), tmp_path)
+    weights = made.checkpoint - made.memory["optimizer"]
+    assert seen == [(tmp_path, 2, made.checkpoint, 4 * weights)]
+
+
+def test_a_detectors_photo_is_counted_as_it_is_padded():
+    recipe = load_recipe(RECIPE, ["data.image_size=600", "detect.size_divisible=32"])
+    assert cost.image_shape(load_recipe(RECIPE)) == (600, 800)
+    assert cost.image_shape(recipe) == (608, 800)
 
 
 def test_the_data_folder_is_looked_at_where_it_is_given(tmp_path):

@@ -12,6 +12,7 @@ from deit_tract.common.errors import UserError
 from deit_tract.recipe import published
 from deit_tract.recipe.catalogue import names
 from deit_tract.recipe.resolve import load_recipe
+from deit_tract.recipe.settings.recipe import HEADLINES, Headline
 from deit_tract.train.log import RunLog, read_metrics
 from tests.helpers import ROOT
 
@@ -194,6 +195,13 @@ def test_log_says_how_a_run_stands(tmp_path, capsys):
     log = RunLog(tmp_path, Accelerator(cpu=True), recipe, 60, 200, None)
     log.progress(progress)
     assert "top1 83.50 (published 83.71 at epoch 5, -0.21), " in capsys.readouterr().out
+
+
+def test_of_a_loss_the_lowest_is_the_best(tmp_path, monkeypatch):
+    monkeypatch.setitem(HEADLINES, "classify", Headline("val_loss", "loss", higher=False))
+    recipe = load_recipe("quickstart")
+    log = RunLog(tmp_path, Accelerator(cpu=True), recipe, 0, 200, {"val_loss": 2.0})
+    assert log.is_best({"val_loss": 1.5}) and not log.is_best({"val_loss": 2.5})
 
 
 def test_a_result_is_found_and_gives_the_expected_number(tmp_path):
