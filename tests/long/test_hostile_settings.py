@@ -28,7 +28,8 @@ def test_keys_at_their_limits_are_refused_or_train_a_step(name, first):
     assert counts["step"] > len(cases) / 4, counts
 
 
-def test_mutations_are_refused_or_train_a_step(tmp_path):
+def test_mutations_are_refused_or_train_a_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     counts = Counter()
     faults = []
     for number in range(int(BY_HAND or 30)):

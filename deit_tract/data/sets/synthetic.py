@@ -74,10 +74,12 @@ class SyntheticObjects(Dataset):
         image = draws.normal(90, 20, (height, width, 3))
         boxes: list[list[int]] = []
         labels: list[int] = []
+        smallest = max(self.size // 4, 1)
+        largest = max(self.size // 2, smallest + 1)
         for _ in range(0 if index % 16 == 15 else 1 + index % 3):
-            w, h = draws.integers(self.size // 4, self.size // 2, 2)
-            x = draws.integers(0, width - w)
-            y = draws.integers(0, height - h)
+            w, h = draws.integers(smallest, largest, 2)
+            x = draws.integers(0, max(width - w, 1))
+            y = draws.integers(0, max(height - h, 1))
             label = int(draws.integers(len(self.classes)))
             color = colorsys.hsv_to_rgb(label / len(self.classes), 1.0, 1.0)
             image[y : y + h, x : x + w] = 255 * np.array(color) + draws.normal(0, 10, (h, w, 3))

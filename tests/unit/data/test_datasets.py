@@ -9,6 +9,7 @@ from torchvision.datasets import folder as datasets_folder
 
 from deit_tract.common.errors import UserError
 from deit_tract.data.sets.load import load_splits
+from deit_tract.data.sets.synthetic import SyntheticObjects
 from deit_tract.data.transforms import augment
 from deit_tract.recipe.resolve import load_recipe
 from deit_tract.recipe.settings.recipe import Data
@@ -186,3 +187,10 @@ def test_a_share_of_the_training_images_is_drawn_by_its_seed_and_the_rest_left_o
     assert (
         len(files) == 3 and files[0][0].size == load_splits(data("folder", folder)).train[0][0].size
     )
+
+
+def test_made_photos_of_any_size_have_boxes():
+    for size in (1, 2, 3):
+        for index, found in enumerate(SyntheticObjects(size, ["a", "b"], range(3)).objects):
+            sides = found.boxes[:, 2:] - found.boxes[:, :2]
+            assert len(sides) == 1 + index and (sides >= 1).all()
