@@ -59,7 +59,7 @@ def test_a_signal_to_one_process_saves_and_stops_all(tmp_path, processes, number
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_hangs_is_named(tmp_path, rank):
-    process = started(tmp_path, short(400, "faults.timeout=4"), 5, processes=2)
+    process = started(tmp_path, short(400, "faults.timeout=10"), 5, processes=2)
     hung = workers(process)[rank]
     hung.send_signal(signal.SIGSTOP)
     lines = iter(process.stderr.readline, "")
@@ -68,7 +68,7 @@ def test_a_process_that_hangs_is_named(tmp_path, rank):
     finish(process)
     assert (
         f"process {rank} (host " in error
-        and f"pid {hung.pid}) did not answer: gone, or hanging for 4 s" in error
+        and f"pid {hung.pid}) did not answer: gone, or hanging for 10 s" in error
     )
     assert error.startswith("error: " if rank else "error: process 1: ")
 
