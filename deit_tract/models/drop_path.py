@@ -54,12 +54,11 @@ def set_drop_path(model: nn.Module, rate: float, mode: str = "mask", rule: str =
     """
     if rate == 0.0:
         return
-    kinds = nn.Identity | TimmDropPath if rule == "same" else TimmDropPath
     places = [
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if name.startswith("drop_path") and isinstance(child, kinds)
+        if name.startswith("drop_path") and isinstance(child, nn.Identity | TimmDropPath)
     ]
     if not places:
         what = f"{type(model).__name__} has no drop path"
@@ -69,7 +68,9 @@ def set_drop_path(model: nn.Module, rate: float, mode: str = "mask", rule: str =
         what = f"{type(model).__name__} has other blocks than timm's ViT ({', '.join(others)})"
         raise UserError("model.drop_path_mode", what, "set it to mask")
     for parent, name in places:
-        own = rate if rule == "same" else getattr(parent, name).drop_prob
+        own = rate if rule == "same" else getattr(getattr(parent, name), "drop_prob", 0.0)
+        if own == 0.0:
+            continue  # timm's Identity: it draws nothing
         setattr(parent, name, DropPath(own, mode == "subset"))
         if mode == "subset":
             parent.__class__ = SubsetBlock  # adds no state: weights and their seeds stay

@@ -34,6 +34,9 @@ DIFFERENT = list({computation(name): name for name in reversed(OTHERS)}.values()
 SMALLER = {
     "vit_cifar": ["depth=1"],
     "resnet18_cifar": ["stem=4", "widths=[4,4,4,4]"],
+    "swin_tiny_patch4_window7_224": ["depths=[1,1,1,1]"],
+    "swin_small_patch4_window7_224": ["depths=[1,1,1,1]"],
+    "pvt_v2_b2_li": ["depths=[1,1,1,1]"],
 }  # seconds in place of minutes
 
 
@@ -57,7 +60,7 @@ def test_two_steps_on_synthetic_data(name, tmp_path):
         ]
     elif recipe.data.name == "imagenet" and recipe.model.name.startswith("resnet"):
         overrides += ["data.image_size=32", "model.args.channels=[4,4,4,4]"]
-    elif recipe.data.image_size > 64:
+    elif recipe.data.image_size > 64 and recipe.model.name not in SMALLER:
         overrides.append("model.args.depth=1")  # twelve would take minutes
     if recipe.model.name is None:  # it and the split belong to data of one's own
         overrides += ["model.name=test_vit", "data.classes=4", "data.split=null"]

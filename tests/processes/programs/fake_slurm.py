@@ -43,7 +43,10 @@ def srun(words: list[str]) -> int:
         signal.signal(number, forward)
     for node in range(int(os.environ["SLURM_NNODES"])):
         tasks.append(subprocess.Popen(words, env={**os.environ, "SLURM_NODEID": str(node)}))
-    return max(code if code >= 0 else 128 - code for code in [task.wait() for task in tasks])
+    codes = [task.wait() for task in tasks]
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # Python would take its handlers back and die of it
+    return max(code if code >= 0 else 128 - code for code in codes)
 
 
 def scontrol(words: list[str]) -> int:
