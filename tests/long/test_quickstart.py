@@ -13,8 +13,8 @@ from tests.helpers.runs import losses
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
-    """Whole runs with seeds 0, 1 and 2 side by side, a log line each step."""
-    folders = [tmp_path_factory.mktemp(f"seed{seed}") for seed in range(3)]
+    """Whole runs with seeds 0 and 1 side by side, a log line each step."""
+    folders = [tmp_path_factory.mktemp(f"seed{seed}") for seed in range(2)]
     processes = [
         command(
             "--recipe",
@@ -38,7 +38,7 @@ def test_95_percent_with_each_seed(seeds):
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in seeds]
     top1 = [summary["final"]["top1"] for summary in summaries]
     assert min(top1) >= 95, top1
-    assert len({round(value["final"]["val_loss"], 6) for value in summaries}) == 3
+    assert len({round(value["final"]["val_loss"], 6) for value in summaries}) == 2
 
 
 def test_the_whole_run_on_three_processes_is_that_of_one(tmp_path, seeds):
