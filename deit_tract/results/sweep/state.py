@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from deit_tract.common.errors import UserError
 from deit_tract.common.text import plural, short, table
 from deit_tract.results.sweep.definition import Member, Sweep
 from deit_tract.train import checkpoint
@@ -29,29 +30,34 @@ KINDS = {
 class State(NamedTuple):
     kind: str  # one of KINDS
     reason: str = ""  # of a failure
-    seconds: float | None = None  # of training so far
     step: int = 0  # of the newest checkpoint
 
 
 def read_state(member: Member) -> State:
-    """Return the state of one run."""
+    """Return the state of one run; one whose files are broken has failed."""
+    try:
+        return _state(member)
+    except UserError as error:
+        return State("failed", str(error))
+
+
+def _state(member: Member) -> State:
     folder = member.folder
     summary = read_summary(folder) or Summary(exit="")
     ended = summary.exit
-    seconds = summary.seconds
     step = max(checkpoint.steps(folder / checkpoint.FOLDER), default=0)
     if is_locked(folder):
-        return State("running", "", seconds, step)
+        return State("running", "", step)
     if ended == "finished":
-        return State("finished", "", seconds, step)
+        return State("finished", "", step)
     if ended.startswith("stopped"):
-        return State("failed", ended, seconds, step)
+        return State("failed", ended, step)
     reason = _failure(folder / LOG)
     if reason:
-        return State("failed", reason, seconds, step)
+        return State("failed", reason, step)
     if member.source is not None and not _is_finished(member.source):
-        return State("blocked", "", seconds, step)
-    return State("saved" if step else "waiting", "", seconds, step)
+        return State("blocked", "", step)
+    return State("saved" if step else "waiting", "", step)
 
 
 def _is_finished(folder: Path) -> bool:

@@ -130,6 +130,17 @@ def test_a_runs_state_is_what_its_folder_tells(tmp_path):
     assert f"failed: {refused.folder}: error: data: not there" in text
 
 
+def test_a_broken_summary_is_a_failure_of_its_run_only(tmp_path):
+    sweep = make(tmp_path, seeds="0-1")
+    broken, done = sweep.members
+    finish(done, 50)
+    finish(broken, 50)
+    (broken.folder / "summary.json").write_text('{"exit": ')
+    states = [read_state(member) for member in sweep.members]
+    assert [state.kind for state in states] == ["failed", "finished"]
+    assert "summary.json" in states[0].reason
+
+
 def test_a_run_that_starts_from_another_waits_for_its_end(tmp_path):
     sweep = make(
         tmp_path, recipes=["quickstart", "quickstart_baseline"], seeds=0,
