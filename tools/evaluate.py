@@ -19,7 +19,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deit_tract.cli import Parser, script
-from deit_tract.results.arguments import OUTPUT, PICTURES, VERIFY, add_shared, given, new_file, path
+from deit_tract.results.arguments import (
+    OF_MODEL,
+    OUTPUT,
+    PICTURES,
+    VERIFY,
+    add_shared,
+    given,
+    new_file,
+    path,
+)
 from deit_tract.results.evaluation import DATA, Request, evaluate_trained
 
 
@@ -39,8 +48,7 @@ def parser() -> Parser:
     add_shared(arguments, "--data-dir", "--no-verify")
     real = "ReaL's real.json: also count any of its labels as right (imagenet)"
     add("--real", real, metavar="FILE", type=path("--real"))
-    add_shared(arguments, "--model", "--recipe", "--step", "--best", "--ema")
-    add_shared(arguments, "--image-size", "--crop", "--precision", "--batch-size", "--workers")
+    add_shared(arguments, *OF_MODEL)
     table = "a table of the classes, printed or as a file"
     csv = new_file("--per-class", ".csv", hint="put RUN before the options")
     add("--per-class", table, metavar="FILE.csv", nargs="?", const=True, default=False, type=csv)

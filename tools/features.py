@@ -16,25 +16,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deit_tract.cli import Parser, script
 from deit_tract.recipe.datasets import names_for
-from deit_tract.results.arguments import OUTPUT, VERIFY, add_shared, given, new_file
+from deit_tract.results.arguments import OUTPUT, VERIFY, add_model_and_images, add_shared, new_file
 from deit_tract.results.features import Request, write_features
 
 
 def parser() -> Parser:
     arguments = Parser(description=__doc__)
     add = arguments.add_argument
-    kinds = "a run, a checkpoint or exported folder, a file of weights, timm's"
-    add("source", metavar="MODEL", type=given("MODEL"), help=kinds)
-    what = "images, folders of them, or patterns"
-    add("images", metavar="IMAGES", nargs="*", type=given("IMAGES"), help=what)
+    add_model_and_images(arguments, "*")
     add("--data", choices=names_for("classify"), help="a data set in place of images")
     add_shared(arguments, "--data-dir", "--no-verify")
     part = "of the data set (default: val)"
     add("--part", choices=("train", "val"), default="val", help=part)
     out = {"metavar": "FILE.npz", "required": True, "type": new_file("--out", ".npz")}
     add("--out", help="what to write", **out)
-    add_shared(arguments, "--model", "--recipe", "--step", "--best", "--ema")
-    add_shared(arguments, "--image-size", "--crop", "--precision", "--batch-size", "--workers")
     return arguments
 
 

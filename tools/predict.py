@@ -15,25 +15,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deit_tract.cli import Parser, script
-from deit_tract.results.arguments import OUTPUT, add_shared, given, new_file, new_folder, whole
+from deit_tract.results.arguments import OUTPUT, add_model_and_images, new_file, new_folder, whole
 from deit_tract.results.predict import Request, predict
 
 
 def parser() -> Parser:
     arguments = Parser(description=__doc__)
     add = arguments.add_argument
-    kinds = "a run, a checkpoint or exported folder, a file of weights, timm's"
-    add("source", metavar="MODEL", type=given("MODEL"), help=kinds)
-    what = "images, folders of them, or patterns"
-    add("images", metavar="IMAGES", nargs="+", type=given("IMAGES"), help=what)
+    add_model_and_images(arguments, "+")
     top = "classes to name for each image, or boxes to print (default: 5)"
     add("--top", metavar="N", type=whole("--top", 1, 10**6), default=5, help=top)
     table = "a row for each class named, or for every box, in place of the text"
     add("--csv", metavar="FILE.csv", type=new_file("--csv", ".csv"), help=table)
     folder = "each image with what was found on it"
     add("--pictures", metavar="DIR", type=new_folder("--pictures"), help=folder)
-    add_shared(arguments, "--model", "--recipe", "--step", "--best", "--ema")
-    add_shared(arguments, "--image-size", "--crop", "--precision", "--batch-size", "--workers")
     return arguments
 
 

@@ -165,8 +165,23 @@ SHARED: dict[str, dict[str, Any]] = {
     "--json": {"metavar": "FILE", "type": new_file("--json"), "help": "everything as JSON"},
 }
 
+# What a model given on a command line is, and how it sees images
+OF_MODEL = (
+    *("--model", "--recipe", "--step", "--best", "--ema"),
+    *("--image-size", "--crop", "--precision", "--batch-size", "--workers"),
+)
+
 
 def add_shared(parser: Any, *options: str, **changes: Any) -> None:
     """Add options of SHARED to an argparse parser; `changes` apply to each of them."""
     for option in options:
         parser.add_argument(option, **(SHARED[option] | changes))
+
+
+def add_model_and_images(parser: Any, images: str) -> None:
+    """Add MODEL, IMAGES (`images`: how many, as argparse's nargs) and the options of both."""
+    kinds = "a run, a checkpoint or exported folder, a file of weights, timm's"
+    parser.add_argument("source", metavar="MODEL", type=given("MODEL"), help=kinds)
+    what = "images, folders of them, or patterns"
+    parser.add_argument("images", metavar="IMAGES", nargs=images, type=given("IMAGES"), help=what)
+    add_shared(parser, *OF_MODEL)
