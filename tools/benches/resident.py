@@ -46,7 +46,6 @@ ARMS = {  # each has the keys of those before it, too
     "+ bf16": ["precision.autocast=bf16"],
     "+ TrAct": ["model.tract=0.1"],
 }
-Take = Callable[[int], None]  # takes training steps
 
 
 def settings(arguments: argparse.Namespace) -> list[str]:
